@@ -1,0 +1,1 @@
+"""What the product does: publish, resolve, maintain. Knows nothing of HTTP."""

@@ -1,0 +1,186 @@
+"""Claims and leases: who may touch a line's objects.
+
+A ``storing`` row is a claim on a line. Only its holder writes or deletes objects of
+that version's keys, and looks at the lease before each. A process that dies stops
+renewing; after the lease has run out, the next writer or the sweeper takes the claim
+over, and a holder that wakes up too late finds its lease lost before it does harm.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+
+from vision_o3.db import queries
+from vision_o3.errors import UploadInProgressError, VisionO3Error
+from vision_o3.storage.keys import version_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy.orm import Session
+
+    from vision_o3.db.engine import Database
+    from vision_o3.db.models import Collection
+    from vision_o3.storage.base import ObjectStore
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long claims last and are waited for."""
+
+    lease: timedelta = timedelta(seconds=60)
+    claim_wait_s: float = 60.0
+    clock: Callable[[Session], datetime] = field(default=queries.database_now)
+    """Tells the time for leases: the database's, which all gateways share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to store version ``number`` of a line, while the token is current."""
+
+    collection: Collection
+    name: str
+    number: int
+    version_id: UUID
+    token: str
+
+
+class Lease:
+    """A claim kept alive. Made by ``Claims.hold``."""
+
+    def __init__(self, duration_s: float) -> None:
+        self._duration_s = duration_s
+        self._held_until = time.monotonic() + duration_s
+        self._lost = False
+
+    @property
+    def held(self) -> bool:
+        """Whether the claim is surely still ours."""
+        return not self._lost and time.monotonic() < self._held_until
+
+    def check(self) -> None:
+        """Raise unless the claim is surely still ours.
+
+        Raises:
+            UploadInProgressError: It is not: another writer may have the line.
+        """
+        if not self.held:
+            raise UploadInProgressError(
+                "Storing took so long that another upload to this line could take "
+                "over. Nothing was published; send the file again.",
+                retry_after_s=1,
+            )
+
+    def renewed(self, asked_at: float, *, granted: bool) -> None:
+        """Take note of the database's answer to a renewal asked at a moment."""
+        if granted:
+            self._held_until = asked_at + self._duration_s
+        else:
+            self._lost = True
+
+
+class Claims:
+    """Holds, gives back and takes over claims. Safe in any thread and process."""
+
+    def __init__(self, database: Database, store: ObjectStore, timing: Timing) -> None:
+        self._database = database
+        self._store = store
+        self._timing = timing
+
+    @contextmanager
+    def hold(self, claim: Claim) -> Iterator[Lease]:
+        """Yield the claim's lease, renewed by a thread until the block ends."""
+        lease = Lease(self._timing.lease.total_seconds())
+        ended = threading.Event()
+        thread = threading.Thread(
+            target=self._keep, args=(claim, lease, ended), name="lease", daemon=True
+        )
+        thread.start()
+        try:
+            yield lease
+        finally:
+            ended.set()
+            thread.join()
+
+    def give_back(self, claim: Claim, lease: Lease) -> None:
+        """Delete what was stored under a held claim, then the claim itself.
+
+        Raises:
+            UploadInProgressError: The lease was lost; what is left is the next
+                writer's or the sweeper's to remove.
+            StorageError: The store failed; likewise.
+        """
+        self._renew(claim, lease)  # not ours any more if it was published after all
+        lease.check()
+        prefix = version_prefix(claim.collection.name, claim.name, claim.number)
+        for found in list(self._store.list(prefix)):
+            lease.check()
+            self._store.delete(found.key)
+        with self._database.write() as session:
+            queries.release_claim(
+                session, claim.collection, claim.version_id, claim.token
+            )
+
+    def take_over(self, expired: Claim) -> bool:
+        """Remove an expired claim and its objects; false if another was faster.
+
+        Raises:
+            UploadInProgressError, StorageError: As for ``give_back``.
+        """
+        token = secrets.token_hex(16)
+        with self._database.write() as session:
+            now = self._timing.clock(session)
+            taken = queries.take_over_claim(
+                session,
+                expired.collection,
+                expired.version_id,
+                expired.token,
+                token,
+                now + self._timing.lease,
+                now,
+            )
+        if not taken:
+            return False
+        ours = Claim(
+            expired.collection, expired.name, expired.number, expired.version_id, token
+        )
+        with self.hold(ours) as lease:
+            self.give_back(ours, lease)
+        _log.info(
+            "claim.taken_over",
+            collection=ours.collection.name,
+            line=ours.name,
+            version=ours.number,
+        )
+        return True
+
+    def _keep(self, claim: Claim, lease: Lease, ended: threading.Event) -> None:
+        while not ended.wait(self._timing.lease.total_seconds() / 3):
+            try:
+                self._renew(claim, lease)
+            except VisionO3Error as error:
+                _log.warning("lease.renewal_failed", reason=error.code)
+
+    def _renew(self, claim: Claim, lease: Lease) -> None:
+        asked_at = time.monotonic()
+        with self._database.write() as session:
+            granted = queries.renew_lease(
+                session,
+                claim.collection,
+                claim.version_id,
+                claim.token,
+                self._timing.clock(session) + self._timing.lease,
+            )
+        lease.renewed(asked_at, granted=granted)

@@ -1,0 +1,346 @@
+"""Publishing: receive → inspect → claim → store → publish, top to bottom.
+
+Receiving is in ``spool.py``: when this module starts, the file is on the gateway's
+disk and its CID known. Bytes first, row last: a version becomes visible in one short
+transaction after all its objects are stored. No transaction spans a byte stream.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from vision_o3.db import queries
+from vision_o3.errors import (
+    AlreadyExistsError,
+    CIDMismatchError,
+    FormatError,
+    IntegrityError,
+    UploadInProgressError,
+    VisionO3Error,
+)
+from vision_o3.formats.inspection import Inspection, format_of_filename, inspect
+from vision_o3.registry.claims import Claim, Claims, Lease, Timing
+from vision_o3.registry.records import encode_record
+from vision_o3.registry.relaying import leaf_table
+from vision_o3.registry.values import Published, Submission, Version, to_version
+from vision_o3.storage.keys import VersionKeys, version_keys
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from vision_o3.content.cid import CID
+    from vision_o3.content.dag import Dag
+    from vision_o3.db.engine import Database
+    from vision_o3.db.models import Collection
+    from vision_o3.registry.spool import Spooled
+    from vision_o3.storage.base import ObjectStore
+
+_FIRST_PAUSE_S = 0.02
+_LONGEST_PAUSE_S = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A claimed version, with all that is to be stored for it; nobody sees it yet."""
+
+    claim: Claim
+    version: Version
+    keys: VersionKeys
+    record: bytes
+
+
+class Publisher:
+    """Publishes versions of one collection. Safe in any number of threads, processes.
+
+    Args:
+        accepted: The formats that the collection accepts, by extension.
+    """
+
+    def __init__(
+        self,
+        collection: Collection,
+        database: Database,
+        store: ObjectStore,
+        *,
+        accepted: tuple[str, ...],
+        timing: Timing,
+    ) -> None:
+        self._collection = collection
+        self._database = database
+        self._store = store
+        self._accepted = accepted
+        self._timing = timing
+        self._claims = Claims(database, store, timing)
+
+    def publish(self, submission: Submission, spooled: Spooled) -> Published:
+        """Make the received file the line's next version, or answer the latest.
+
+        If the line's latest version has this content, it is answered and nothing is
+        stored. After an error nothing is visible, and the number is used again.
+
+        Raises:
+            CIDMismatchError: The bytes are not what the declared CID names.
+            FormatError: The content is not of the declared, accepted format.
+            UploadInProgressError: Another upload holds the line for too long.
+            StorageError: The store failed.
+        """
+        inspection = self._inspect(submission, spooled)
+        draft = self._claim(submission, spooled.dag, inspection)
+        if isinstance(draft, Version):
+            return Published(draft, created=False)
+        with self._claims.hold(draft.claim) as lease:
+            try:
+                self._put_objects(draft, spooled, lease)
+                self._make_visible(draft, lease)
+            except BaseException:
+                self._abandon(draft.claim, lease)
+                raise
+        return Published(draft.version, created=True)
+
+    # ------------------------------------------------------------------ inspect
+
+    def _inspect(self, submission: Submission, spooled: Spooled) -> Inspection:
+        declared_cid, actual = submission.declared_cid, spooled.dag.root
+        if declared_cid is not None and declared_cid != actual:
+            raise CIDMismatchError(
+                f"The bytes received have the CID {actual}, but {declared_cid} was "
+                "declared. The file was changed, or damaged on the way.",
+                expected=str(declared_cid),
+                actual=str(actual),
+            )
+        declared = submission.file_format
+        if declared is None and submission.filename is not None:
+            declared = format_of_filename(submission.filename)
+        if declared is None or declared not in self._accepted:
+            raise FormatError(
+                f"{'No format' if declared is None else repr(declared)} is declared, "
+                f"and {self._collection.name} are of {', '.join(self._accepted)}. "
+                "Say which by the file's extension or the form's format field.",
+                declared=declared,
+            )
+        return inspect(spooled.path, declared)
+
+    # -------------------------------------------------------------------- claim
+
+    def _claim(
+        self, submission: Submission, dag: Dag, inspection: Inspection
+    ) -> _Draft | Version:
+        """Claim the line's next number, or return its latest version if that is it."""
+        stored = self._find_stored(dag.root, dag.size)
+        deadline = time.monotonic() + self._timing.claim_wait_s
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            outcome = self._try_claim(submission, dag, inspection, stored)
+            if isinstance(outcome, _Draft | Version):
+                return outcome
+            if isinstance(outcome, Claim):
+                self._claims.take_over(outcome)
+                continue
+            if time.monotonic() + pause_s > deadline:
+                raise UploadInProgressError(
+                    f"Another upload to {submission.name!r} is being stored. "
+                    "Try again in a moment.",
+                    retry_after_s=2,
+                )
+            time.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311 - jitter only
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _find_stored(self, cid: CID, size: int) -> queries.StoredContent | None:
+        """Return where published content of this CID lies, if the store still has it."""
+        with self._database.read() as session:
+            stored = queries.find_stored_content(session, cid)
+        if stored is None:
+            return None
+        found = self._store.find(stored.object_key)
+        if found is None or found.size != size:
+            _log.error("object.missing", key=stored.object_key, cid=str(cid))
+            return None
+        return stored
+
+    def _try_claim(
+        self,
+        submission: Submission,
+        dag: Dag,
+        inspection: Inspection,
+        stored: queries.StoredContent | None,
+    ) -> _Draft | Version | Claim | None:
+        """Try once to claim; return the draft, the equal latest version, an expired
+        claim that is in the way, or ``None`` when another writer's claim is alive.
+        """
+        try:
+            with self._database.write() as session:
+                now = self._timing.clock(session)
+                line = queries.get_or_create_line(
+                    session, self._collection, submission.name, submission.publisher, now
+                )
+                latest = queries.find_latest(session, self._collection, line.name)
+                if latest is not None and latest[1].cid == dag.root:
+                    return to_version(self._collection, *latest)
+                other = queries.find_claim(session, self._collection, line)
+                if other is None:
+                    return self._insert_claim(
+                        session, line, submission, dag, inspection, stored, now
+                    )
+                if other.lease_expires_at > now:
+                    return None
+                return Claim(
+                    self._collection, line.name, other.version, other.id,
+                    other.lease_token,
+                )
+        except AlreadyExistsError:
+            return None
+
+    def _insert_claim(self, session: Session, line, submission, dag, inspection, stored, now) -> _Draft:
+        """Write the ``storing`` row; see ``_try_claim``."""
+        token = secrets.token_hex(16)
+        keys = version_keys(
+            self._collection.name,
+            line.name,
+            line.current_version + 1,
+            inspection.file_format,
+        )
+        if stored is not None:
+            object_key, sidecar_key = stored.object_key, stored.sidecar_key
+        else:
+            object_key = keys.artifact
+            sidecar_key = keys.sidecar if dag.nodes else None
+        described: dict[str, Any] = {}
+        if self._collection.name == "models":
+            described["framework"] = submission.framework or ""
+            described["model_type"] = submission.model_type or ""
+        row = queries.insert_claim(
+            session,
+            self._collection,
+            line,
+            cid=dag.root,
+            file_format=inspection.file_format,
+            file_size=dag.size,
+            description=submission.description,
+            tags=sorted(set(submission.tags)),
+            facts=inspection.facts,
+            owner_id=submission.publisher,
+            object_key=object_key,
+            sidecar_key=sidecar_key,
+            record_key=keys.record,
+            created_at=now,
+            lease_token=token,
+            lease_expires_at=now + self._timing.lease,
+            **described,
+        )
+        version = to_version(self._collection, line, row)
+        return _Draft(
+            Claim(self._collection, line.name, row.version, row.id, token),
+            version,
+            keys,
+            encode_record(
+                version, line_id=str(line.id), line_created_at=line.created_at
+            ),
+        )
+
+    # -------------------------------------------------------------------- store
+
+    def _put_objects(self, draft: _Draft, spooled: Spooled, lease: Lease) -> None:
+        """Store what the version consists of; the record last."""
+        if draft.version.object_key == draft.keys.artifact:
+            self._put_artifact(draft, spooled, lease)
+            sidecar = spooled.dag.sidecar()
+            if sidecar is not None:
+                self._put_document(draft.keys.sidecar, sidecar, lease)
+        self._put_document(draft.keys.record, draft.record, lease)
+
+    def _put_artifact(self, draft: _Draft, spooled: Spooled, lease: Lease) -> None:
+        key = draft.keys.artifact
+        lease.check()
+        try:
+            self._store.put_file(key, spooled.path)
+        except AlreadyExistsError:
+            # Our own write whose answer was lost, or a late one of a writer that lost
+            # its lease. No published version has this key: the claim is ours.
+            if not self._holds(key, spooled.dag):
+                lease.check()
+                self._store.delete(key)
+                self._store.put_file(key, spooled.path)
+
+    def _put_document(self, key: str, content: bytes, lease: Lease) -> None:
+        lease.check()
+        try:
+            self._store.put(key, content)
+        except AlreadyExistsError:
+            found = self._store.find(key)
+            if (
+                found is None
+                or found.size != len(content)
+                or self._store.get(key, max_size=len(content)) != content
+            ):
+                lease.check()
+                self._store.delete(key)
+                self._store.put(key, content)
+
+    def _holds(self, key: str, dag: Dag) -> bool:
+        """Say whether the object under ``key`` is the DAG's file, byte for byte."""
+        found = self._store.find(key)
+        if found is None or found.size != dag.size:
+            return False
+        table = leaf_table(dag.root, dag.size, dag.sidecar())
+        try:
+            for index in range(table.count):
+                start, end = table.span(index)
+                table.verify(index, self._store.get_range(key, start, end))
+        except IntegrityError:
+            return False
+        return True
+
+    # ------------------------------------------------------------------ publish
+
+    def _make_visible(self, draft: _Draft, lease: Lease) -> None:
+        claim, version = draft.claim, draft.version
+        lease.check()
+        with self._database.write() as session:
+            now = self._timing.clock(session)
+            published = queries.publish_claim(
+                session, self._collection, claim.version_id, claim.token, now
+            )
+            if published:
+                queries.insert_audit_event(
+                    session,
+                    at=now,
+                    principal=version.publisher,
+                    action="version.published",
+                    subject=f"{version.collection}/{version.name}/v{version.version}",
+                    detail={"cid": str(version.cid), "size": version.file_size},
+                )
+        if not published:
+            raise UploadInProgressError(
+                "Another upload took this line over before it was published. "
+                "Send the file again.",
+                retry_after_s=1,
+            )
+        _log.info(
+            "version.published",
+            collection=version.collection,
+            line=version.name,
+            version=version.version,
+            cid=str(version.cid),
+            size=version.file_size,
+        )
+
+    def _abandon(self, claim: Claim, lease: Lease) -> None:
+        """Leave nothing behind; what cannot be removed now, the sweeper removes."""
+        try:
+            self._claims.give_back(claim, lease)
+        except VisionO3Error as error:
+            _log.warning(
+                "claim.abandoned",
+                collection=claim.collection.name,
+                line=claim.name,
+                version=claim.number,
+                reason=error.code,
+            )

@@ -1,0 +1,166 @@
+"""What the gateway and the commands call: one service for each collection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vision_o3.db import models as tables
+from vision_o3.db import queries
+from vision_o3.errors import NotFoundError
+from vision_o3.formats.inspection import DATASET_FORMATS, MODEL_FORMATS
+from vision_o3.naming import parse_name, parse_version
+from vision_o3.registry.publishing import Publisher
+from vision_o3.registry.relaying import Relay
+from vision_o3.registry.values import Page, Published, Submission, Version, to_version
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from typing import ClassVar
+
+    from vision_o3.content.cid import CID
+    from vision_o3.db.engine import Database
+    from vision_o3.db.queries import LineFilters
+    from vision_o3.registry.claims import Timing
+    from vision_o3.registry.spool import Spooled
+    from vision_o3.storage.base import ObjectStore
+
+
+class ArtifactService:
+    """Publishes, finds and relays the versions of one collection.
+
+    Safe in any thread. All methods but ``stream`` block.
+    """
+
+    collection: ClassVar[tables.Collection]
+    accepted: ClassVar[tuple[str, ...]]
+    """The formats that the collection accepts, by extension."""
+
+    def __init__(self, database: Database, store: ObjectStore, timing: Timing) -> None:
+        self._database = database
+        self._store = store
+        self._relay = Relay(store)
+        self._publisher = Publisher(
+            self.collection, database, store, accepted=self.accepted, timing=timing
+        )
+
+    def publish(self, submission: Submission, spooled: Spooled) -> Published:
+        """Publish a received file; see ``Publisher.publish``."""
+        return self._publisher.publish(submission, spooled)
+
+    def latest(self, name: str) -> Version:
+        """Return a line's current version.
+
+        Raises:
+            InvalidNameError: Not a name.
+            NotFoundError: Nothing is published under it.
+        """
+        parse_name(name)
+        with self._database.read() as session:
+            found = queries.find_latest(session, self.collection, name)
+            if found is None:
+                raise self._no_line(name)
+            return to_version(self.collection, *found)
+
+    def version(self, name: str, number: int) -> Version:
+        """Return one version of a line.
+
+        Raises:
+            InvalidNameError, InvalidVersionError: Not a name or number.
+            NotFoundError: No such line, or it has no such version.
+        """
+        parse_name(name)
+        parse_version(number)
+        with self._database.read() as session:
+            found = queries.find_version(session, self.collection, name, number)
+            if found is not None:
+                return to_version(self.collection, *found)
+            latest = queries.find_latest(session, self.collection, name)
+        if latest is None:
+            raise self._no_line(name)
+        raise NotFoundError(
+            f"{name!r} has no version {number}. Its latest is {latest[1].version}.",
+            name=name,
+        )
+
+    def by_cid(self, cid: CID) -> Version:
+        """Return the newest published version that has this content.
+
+        Raises:
+            NotFoundError: There is none in this collection.
+        """
+        with self._database.read() as session:
+            found = queries.find_by_cid(session, self.collection, cid)
+            if found is None:
+                raise NotFoundError(
+                    f"No version in {self.collection.name} has the CID {cid}.",
+                    cid=str(cid),
+                )
+            return to_version(self.collection, *found)
+
+    def history(self, name: str, *, page: int, page_size: int) -> Page:
+        """Return a line's versions, newest first.
+
+        Raises:
+            InvalidNameError: Not a name.
+            NotFoundError: Nothing is published under it.
+        """
+        parse_name(name)
+        with self._database.read() as session:
+            total, rows = queries.history(
+                session, self.collection, name, (page - 1) * page_size, page_size
+            )
+            if not total:
+                raise self._no_line(name)
+            items = tuple(to_version(self.collection, *row) for row in rows)
+        return Page(items, page, page_size, total)
+
+    def list(
+        self, filters: LineFilters, *, sort: str, page: int, page_size: int
+    ) -> Page:
+        """Return the current version of each line that passes all filters."""
+        with self._database.read() as session:
+            total, rows = queries.list_latest(
+                session,
+                self.collection,
+                filters,
+                sort,
+                (page - 1) * page_size,
+                page_size,
+            )
+            items = tuple(to_version(self.collection, *row) for row in rows)
+        return Page(items, page, page_size, total)
+
+    def sidecar(self, version: Version) -> bytes | None:
+        """Return the sidecar of a version; see ``Relay.sidecar``."""
+        return self._relay.sidecar(version)
+
+    def stream(
+        self, version: Version, start: int, end: int
+    ) -> AsyncGenerator[memoryview]:
+        """Yield verified bytes of a version; see ``Relay.stream``."""
+        return self._relay.stream(version, start, end)
+
+    def presigned_url(self, version: Version, *, ttl_s: int) -> str | None:
+        """Return a URL where the store itself serves the version, if it can."""
+        return self._store.presign_get(version.object_key, ttl_s=ttl_s)
+
+    def _no_line(self, name: str) -> NotFoundError:
+        return NotFoundError(
+            f"Nothing is published as {name!r} in {self.collection.name}. "
+            f"GET /{self.collection.name} lists what is.",
+            name=name,
+        )
+
+
+class ModelService(ArtifactService):
+    """The registry's models."""
+
+    collection = tables.MODELS
+    accepted = MODEL_FORMATS
+
+
+class DatasetService(ArtifactService):
+    """The registry's datasets."""
+
+    collection = tables.DATASETS
+    accepted = DATASET_FORMATS

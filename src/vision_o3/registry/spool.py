@@ -1,0 +1,246 @@
+"""Receive: bytes of an upload to a spool file, hashed on the way.
+
+The event loop only copies into buffers of one leaf; hashing and writing happen on
+worker threads, at most ``WINDOW`` leaves ahead, so memory is flat whatever the size.
+A spool file is locked while its upload lives, so that what a killed gateway left
+behind can be told from what is in use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import uuid
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vision_o3.content.dag import Dag, DagBuilder
+from vision_o3.content.profile import UNIXFS_V1_2025
+from vision_o3.errors import LimitExceededError, StorageError, StorageFullError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+WINDOW = 4
+"""Leaves of one upload that may wait to be hashed and written (4 MiB)."""
+WORKERS = 4
+SUFFIX = ".upload"
+_LEAF = UNIXFS_V1_2025.chunk_size
+
+
+@dataclass(frozen=True, slots=True)
+class Spooled:
+    """A wholly received upload: its file, complete, and what the bytes are named."""
+
+    path: Path
+    dag: Dag
+
+
+class SpoolWriter:
+    """Takes the bytes of one upload, in order. Made by ``Spool.open``."""
+
+    def __init__(
+        self, spool: Spool, path: Path, descriptor: int, pool: ThreadPoolExecutor
+    ) -> None:
+        self._spool = spool
+        self._path = path
+        self._descriptor = descriptor
+        self._pool = pool
+        self._builder = DagBuilder(UNIXFS_V1_2025)
+        self._pending: deque[tuple[asyncio.Future[bytes], bytearray, int]] = deque()
+        self._buffer = bytearray(_LEAF)
+        self._filled = 0
+        self._received = 0
+        self._submitted = 0
+
+    @property
+    def received(self) -> int:
+        """Bytes taken so far."""
+        return self._received
+
+    async def write(self, piece: bytes | memoryview) -> None:
+        """Take the next bytes; waits while ``WINDOW`` leaves are in work.
+
+        Raises:
+            LimitExceededError: More than the largest accepted file.
+            StorageFullError: The spool's disk is full.
+            StorageError: The spool file cannot be written.
+        """
+        self._received += len(piece)
+        self._spool.check_size(self._received)
+        view = memoryview(piece)
+        while view:
+            count = min(len(view), _LEAF - self._filled)
+            self._buffer[self._filled : self._filled + count] = view[:count]
+            self._filled += count
+            view = view[count:]
+            if self._filled == _LEAF:
+                await self._submit()
+
+    async def finish(self) -> Spooled:
+        """Return the received file once every byte is hashed and written.
+
+        Raises:
+            StorageFullError, StorageError: As for ``write``.
+        """
+        if self._filled or not self._received:
+            await self._submit()
+        while self._pending:
+            await self._collect()
+        return Spooled(self._path, self._builder.finish())
+
+    async def _submit(self) -> None:
+        """Hand the buffer to a worker and take a free one."""
+        work = asyncio.get_running_loop().run_in_executor(
+            self._pool,
+            _hash_and_write,
+            self._descriptor,
+            memoryview(self._buffer)[: self._filled],
+            self._submitted,
+        )
+        self._pending.append((work, self._buffer, self._filled))
+        self._submitted += self._filled
+        self._filled = 0
+        if len(self._pending) < WINDOW:
+            self._buffer = bytearray(_LEAF)
+        else:
+            self._buffer = await self._collect()
+
+    async def _collect(self) -> bytearray:
+        """Wait for the oldest leaf in work; return its buffer for use again."""
+        work, buffer, size = self._pending.popleft()
+        try:
+            digest = await work
+        except OSError as error:
+            raise _spool_error(error) from error
+        self._builder.add_leaf(digest, size)
+        return buffer
+
+    async def settle(self) -> None:
+        """Wait until no worker touches the file any more, whatever happened."""
+        await asyncio.gather(
+            *(work for work, _, _ in self._pending), return_exceptions=True
+        )
+
+
+class Spool:
+    """The directory where uploads are received.
+
+    Args:
+        directory: Made if absent. On the file system of a local store, so that
+            storing is a link and not a second copy.
+        max_size: The largest accepted file, in bytes.
+        min_free: Bytes that an upload must leave free on the disk.
+    """
+
+    def __init__(self, directory: Path, *, max_size: int, min_free: int) -> None:
+        self._directory = directory
+        self._max_size = max_size
+        self._min_free = min_free
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="spool")
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def check_size(self, size: int) -> None:
+        """Raise unless a file of ``size`` bytes may be uploaded.
+
+        Raises:
+            LimitExceededError: It is too large.
+        """
+        if size > self._max_size:
+            raise LimitExceededError(
+                f"The file is larger than the {self._max_size} bytes that this "
+                "gateway accepts (VISION_O3_MAX_UPLOAD_BYTES).",
+                limit=self._max_size,
+            )
+
+    @asynccontextmanager
+    async def open(self, expected_size: int = 0) -> AsyncIterator[SpoolWriter]:
+        """Yield a writer to a new spool file, which is gone when the block ends.
+
+        Args:
+            expected_size: Bytes that will come, as far as known: refused at once
+                when there is no room for them.
+
+        Raises:
+            LimitExceededError: The expected size is over the limit.
+            StorageFullError: The disk has no room.
+            StorageError: The spool directory cannot be written.
+        """
+        self.check_size(expected_size)
+        try:
+            self._check_free(expected_size)
+            path, descriptor = self._create()
+        except OSError as error:
+            raise _spool_error(error) from error
+        try:
+            writer = SpoolWriter(self, path, descriptor, self._pool)
+            try:
+                yield writer
+            finally:
+                await writer.settle()
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    def remove_leftovers(self) -> int:
+        """Remove files of uploads whose process is gone; return how many."""
+        removed = 0
+        for path in self._directory.glob(f"*{SUFFIX}"):
+            try:
+                descriptor = os.open(path, os.O_RDWR)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+                removed += 1
+            except BlockingIOError:
+                continue
+            finally:
+                os.close(descriptor)
+        return removed
+
+    def close(self) -> None:
+        """End the worker threads, after what they have in work."""
+        self._pool.shutdown()
+
+    def _create(self) -> tuple[Path, int]:
+        """Return a new, locked file that has a name."""
+        while True:
+            path = self._directory / f"{uuid.uuid4().hex}{SUFFIX}"
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink:
+                return path, descriptor
+            os.close(descriptor)  # swept before the lock was ours
+
+    def _check_free(self, expected_size: int) -> None:
+        free = shutil.disk_usage(self._directory).free
+        if free < self._min_free + expected_size:
+            raise OSError(errno.ENOSPC, "too little space for this upload")
+
+
+def _hash_and_write(descriptor: int, leaf: memoryview, offset: int) -> bytes:
+    digest = hashlib.sha256(leaf).digest()
+    while leaf:
+        written = os.pwrite(descriptor, leaf, offset)
+        leaf = leaf[written:]
+        offset += written
+    return digest
+
+
+def _spool_error(error: OSError) -> StorageError:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return StorageFullError(
+            "The gateway has no disk space left to receive this upload. "
+            "Try again later, or tell its operator.",
+        )
+    return StorageError("The gateway cannot write its spool directory.")
