@@ -1,0 +1,1 @@
+"""Bytes in, names out: pure, for Python 3.8, standard library only."""
