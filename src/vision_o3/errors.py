@@ -29,6 +29,7 @@ Families answer "what may the caller do about it"::
     ├── StorageError             tell the operator (storage_error)
     │   ├── TransientStorageError    storage_unavailable
     │   └── StorageFullError         storage_full
+    ├── DatabaseUnavailableError wait, then try again (database_unavailable)
     ├── CacheError               (edge) make room or fix permissions (cache_error)
     ├── ConfigurationError       mend the settings (invalid_configuration)
     └── TransportError           (edge) the exchange did not complete (transport_error)
@@ -219,6 +220,13 @@ class StorageFullError(StorageError):
     """No space left where bytes are received or kept."""
 
     code = "storage_full"
+
+
+class DatabaseUnavailableError(VisionO3Error):
+    """The metadata database did not answer; what was asked may have been done."""
+
+    code = "database_unavailable"
+    retryable = True
 
 
 class CacheError(VisionO3Error):
