@@ -1,89 +1,102 @@
 """CIDs of the kind this registry uses: CIDv1, raw or dag-pb, sha2-256.
 
 Text form: ``b`` and base32 in lower case without padding (RFC 4648), as the CID
-specification writes CIDv1 by default.
+specification writes CIDv1 by default. One content has one accepted text.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
-from typing import Any
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Tuple, Type
 
+from vision_o3.content import varint
 from vision_o3.errors import InvalidCIDError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 RAW = 0x55
 """Multicodec ``raw``: the block is file bytes."""
 DAG_PB = 0x70
 """Multicodec ``dag-pb``: the block is a node that holds links."""
 DIGEST_SIZE = 32
+"""Bytes of a sha2-256 digest."""
+CID_SIZE = 4 + DIGEST_SIZE
+"""Bytes of an accepted CID in binary form."""
 
-_VERSION = 0x01
+_VERSION = 1
 _SHA2_256 = 0x12
-_BINARY_SIZE = 4 + DIGEST_SIZE
-_TEXT_SIZE = 59
+_MAX_TEXT = 128
+_SHOWN = 64
+_TEXT = re.compile(r"b[a-z2-7]+")
 _ACCEPTED = (
-    "Accepted are CIDv1 in base32 ('bafkrei…' or 'bafybei…') with codec raw or dag-pb "
-    "and hash sha2-256."
+    "Accepted is CIDv1 in lower-case base32 ('bafkrei…' or 'bafybei…'), with codec "
+    "raw or dag-pb and hash sha2-256."
 )
 
 
+@dataclass(frozen=True, repr=False)
 class CID:
-    """The name of a block, and so of all that it links to. Immutable."""
+    """The name of a block, and so of all that it links to. Immutable, hashable.
+
+    Attributes:
+        codec: ``RAW`` or ``DAG_PB``.
+        digest: The sha2-256 digest of the block, 32 bytes.
+
+    Raises:
+        InvalidCIDError: Another codec, or a digest of another length.
+    """
 
     __slots__ = ("codec", "digest")
 
     codec: int
     digest: bytes
 
-    def __init__(self, codec: int, digest: bytes) -> None:
-        if codec not in (RAW, DAG_PB) or len(digest) != DIGEST_SIZE:
-            raise InvalidCIDError("Not a codec and digest of ours. " + _ACCEPTED)
-        object.__setattr__(self, "codec", codec)
-        object.__setattr__(self, "digest", digest)
+    def __post_init__(self) -> None:
+        if self.codec not in (RAW, DAG_PB) or len(self.digest) != DIGEST_SIZE:
+            raise InvalidCIDError(f"No CID has such a codec and digest. {_ACCEPTED}")
 
     @classmethod
-    def of_block(cls, codec: int, block: Any) -> CID:
-        """Return the CID of a block (any bytes-like object)."""
+    def of_block(cls, codec: int, block: ReadableBuffer) -> CID:
+        """Return the CID of a block."""
         return cls(codec, hashlib.sha256(block).digest())
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> CID:
-        """Return the CID in its binary form.
-
-        Raises:
-            InvalidCIDError: Not a CID of the accepted kind.
-        """
-        if (
-            len(raw) != _BINARY_SIZE
-            or raw[0] != _VERSION
-            or raw[2] != _SHA2_256
-            or raw[3] != DIGEST_SIZE
-        ):
-            raise InvalidCIDError("The bytes are not such a CID. " + _ACCEPTED)
-        return cls(raw[1], bytes(raw[4:]))
-
-    @classmethod
-    def parse(cls, text: str) -> CID:
-        """Return the CID in its text form.
+        """Return the CID with this binary form.
 
         Raises:
             InvalidCIDError: Not a CID of the accepted kind; the message says why.
         """
-        if not text.startswith("b") or len(text) != _TEXT_SIZE:
-            raise InvalidCIDError(f"{_shown(text)} is not such a CID. {_hint(text)}")
-        body = text[1:]
-        if body != body.lower():
-            raise InvalidCIDError(f"{text!r} has upper-case letters. " + _ACCEPTED)
-        try:
-            raw = base64.b32decode(body.upper() + "=" * (-len(body) % 8))
-        except (binascii.Error, ValueError) as error:
-            raise InvalidCIDError(f"{text!r} is not base32. " + _ACCEPTED) from error
-        cid = cls.from_bytes(raw)
-        if str(cid) != text:
-            raise InvalidCIDError(f"{text!r} is not canonical base32. " + _ACCEPTED)
-        return cid
+        fault = _binary_fault(raw)
+        if fault:
+            raise InvalidCIDError(f"The binary CID is refused: {fault}. {_ACCEPTED}")
+        return cls(raw[1], bytes(raw[4:]))
+
+    @classmethod
+    def parse(cls, text: str) -> CID:
+        """Return the CID with this text form.
+
+        Raises:
+            InvalidCIDError: Not a CID of the accepted kind; the message says why.
+        """
+        fault = _text_fault(text)
+        raw = b""
+        if not fault:
+            try:
+                raw = base64.b32decode(text[1:].upper() + "=" * (-len(text[1:]) % 8))
+                fault = _binary_fault(raw)
+            except ValueError:
+                fault = f"no base32 text has {len(text)} characters"
+        if not fault and _to_text(raw) != text:
+            fault = "the unused bits of its last character are not zero"
+        if fault:
+            shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+            raise InvalidCIDError(f"CID {shown!r} is refused: {fault}. {_ACCEPTED}")
+        return cls(raw[1], raw[4:])
 
     @property
     def is_raw(self) -> bool:
@@ -94,31 +107,49 @@ class CID:
         return bytes((_VERSION, self.codec, _SHA2_256, DIGEST_SIZE)) + self.digest
 
     def __str__(self) -> str:
-        return "b" + base64.b32encode(bytes(self)).decode().rstrip("=").lower()
+        return _to_text(bytes(self))
 
     def __repr__(self) -> str:
         return f"CID.parse({str(self)!r})"
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, CID):
-            return NotImplemented
-        return self.codec == other.codec and self.digest == other.digest
-
-    def __hash__(self) -> int:
-        return hash((self.codec, self.digest))
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"A CID is immutable: {name} cannot be set.")
-
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> Tuple[Type[CID], Tuple[int, bytes]]:
         return CID, (self.codec, self.digest)
 
 
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 2 * _TEXT_SIZE else text[:_TEXT_SIZE] + "…")
+def _to_text(raw: bytes) -> str:
+    return "b" + base64.b32encode(raw).decode().rstrip("=").lower()
 
 
-def _hint(text: str) -> str:
+def _text_fault(text: str) -> str:
+    """Return why a text is no multibase text of ours; empty when it is one."""
+    if len(text) > _MAX_TEXT:
+        return f"it has {len(text)} characters"
+    if _TEXT.fullmatch(text):
+        return ""
     if text.startswith("Qm"):
-        return "It looks like a CIDv0: convert it to version 1. " + _ACCEPTED
-    return _ACCEPTED
+        return "it is a CIDv0; 'ipfs cid base32' converts it to version 1"
+    if _TEXT.fullmatch(text.lower()):
+        return "it has upper-case letters"
+    if not text.startswith("b"):
+        return "it does not start with 'b', the sign of base32"
+    return "it has characters that are not base32"
+
+
+def _binary_fault(raw: bytes) -> str:
+    """Return why bytes are no CID of the accepted kind; empty when they are one."""
+    at = 0
+    for name, accepted in (
+        ("version", (_VERSION,)),
+        ("codec", (RAW, DAG_PB)),
+        ("hash function", (_SHA2_256,)),
+        ("digest length", (DIGEST_SIZE,)),
+    ):
+        try:
+            number, at = varint.decode(raw, at)
+        except ValueError as error:
+            return f"in its {name}, {error}"
+        if number not in accepted:
+            return f"its {name} is {number:#x}, not {' or '.join(map(hex, accepted))}"
+    if len(raw) != CID_SIZE:
+        return f"its digest has {len(raw) - at} bytes, not {DIGEST_SIZE}"
+    return ""

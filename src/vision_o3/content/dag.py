@@ -1,6 +1,6 @@
 """Name a file: cut it into leaves, join them into a balanced DAG.
 
-One pass, the result independent of how the bytes come. The builder holds the digests
+One pass, the result independent of how the bytes come. The builder holds the links
 of one unfinished node for each level, and, for the sidecar, the finished nodes: about
 50 bytes for each MiB of the file.
 """
@@ -8,13 +8,25 @@ of one unfinished node for each level, and, for the sidecar, the finished nodes:
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO, List, Optional, Tuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, List, NamedTuple, Optional, Tuple
 
-from vision_o3.content.cid import DAG_PB, RAW, CID
+from vision_o3.content.cid import CID, DAG_PB, RAW
 from vision_o3.content.dag_pb import Link, encode_node
 from vision_o3.content.profile import UNIXFS_V1_2025, ImportProfile
 from vision_o3.content.sidecar import encode_sidecar
+from vision_o3.errors import LimitExceededError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+    from typing_extensions import Protocol
+
+    class ReadableInto(Protocol):
+        """A binary stream that fills a buffer, as files and ``io.BytesIO`` do."""
+
+        def readinto(self, buffer: bytearray, /) -> Optional[int]:
+            """Fill the buffer from its start; return the count, zero at the end."""
+            ...
 
 
 @dataclass(frozen=True)
@@ -36,16 +48,19 @@ class Dag:
         return encode_sidecar(self.root, self.nodes) if self.nodes else None
 
 
-@dataclass
-class _Subtree:
+class _Subtree(NamedTuple):
     """A finished subtree: the link to it, and its nodes in depth-first order."""
 
     link: Link
-    nodes: List[bytes] = field(default_factory=list)
+    nodes: List[bytes]
 
 
 class DagBuilder:
-    """Joins leaves, given in order, into the DAG of a profile."""
+    """Joins leaves, given in order, into the DAG of a profile.
+
+    As in ``ipfs-unixfs-importer``, all leaves lie at the same depth: each full run of
+    ``width`` subtrees gets a node, and so does the rest, also when it is only one.
+    """
 
     def __init__(self, profile: ImportProfile = UNIXFS_V1_2025) -> None:
         self._profile = profile
@@ -57,31 +72,40 @@ class DagBuilder:
         """Add the next leaf by its sha2-256 digest and length.
 
         Raises:
-            ValueError: A leaf after a short one, or longer than the profile's.
+            LimitExceededError: The file is larger than the profile allows.
+            ValueError: A leaf after the last one, longer than a chunk, or empty.
         """
-        if self._ended or not 0 <= size <= self._profile.chunk_size:
-            raise ValueError("Only the last leaf may be short, and none longer.")
-        self._ended = size < self._profile.chunk_size
+        chunk_size, max_size = self._profile.chunk_size, self._profile.max_size
+        if self._ended:
+            raise ValueError("A leaf shorter than a chunk, or finish(), ends a file.")
+        if not 0 < size <= chunk_size:
+            raise ValueError(f"A leaf has 1 to {chunk_size} bytes, not {size}.")
+        if self._size + size > max_size:
+            raise LimitExceededError(
+                f"A file may have {max_size} bytes.", limit=max_size
+            )
+        self._ended = size < chunk_size
         self._size += size
-        self._add(0, _Subtree(Link(CID(RAW, digest), size, size)))
+        self._add(0, _Subtree(Link(CID(RAW, digest), size, size), []))
 
     def finish(self) -> Dag:
-        """Return the DAG; the builder is used up.
+        """Return the DAG; no leaf can be added any more.
 
-        A file without a leaf is the empty file.
+        A file without a leaf is the empty file, whose one leaf is empty.
         """
-        if not self._size and not self._levels[0]:
-            self.add_leaf(hashlib.sha256(b"").digest(), 0)
+        self._ended = True
+        if not self._size:
+            return Dag(CID.of_block(RAW, b""), 0, ())
         level = 0
         while level < len(self._levels) - 1 or len(self._levels[level]) > 1:
-            if self._levels[level]:
-                self._join(level)
+            self._join(level)
             level += 1
         (top,) = self._levels[level]
+        self._levels = [[top]]
         return Dag(top.link.cid, self._size, tuple(top.nodes))
 
     def _add(self, level: int, subtree: _Subtree) -> None:
-        if len(self._levels) == level:
+        if level == len(self._levels):
             self._levels.append([])
         if len(self._levels[level]) == self._profile.width:
             self._join(level)
@@ -98,12 +122,12 @@ class DagBuilder:
         )
         nodes = [block]
         for child in children:
-            nodes.extend(child.nodes)
+            nodes += child.nodes
         self._add(level + 1, _Subtree(link, nodes))
 
 
 class ContentHasher:
-    """Names bytes that come in pieces of any size."""
+    """Names bytes that come in pieces of any size. Copies and keeps none of them."""
 
     def __init__(self, profile: ImportProfile = UNIXFS_V1_2025) -> None:
         self._builder = DagBuilder(profile)
@@ -111,19 +135,28 @@ class ContentHasher:
         self._leaf = hashlib.sha256()
         self._filled = 0
 
-    def update(self, piece: Any) -> None:
-        """Take the next bytes (any bytes-like object)."""
-        view = memoryview(piece).cast("B")
-        while len(view):
-            part = view[: self._chunk_size - self._filled]
+    def update(self, piece: ReadableBuffer) -> None:
+        """Take the next bytes.
+
+        Raises:
+            LimitExceededError: The file is larger than the profile allows.
+            ValueError: The hasher has finished.
+        """
+        rest = memoryview(piece).cast("B")
+        while rest:
+            part = rest[: self._chunk_size - self._filled]
             self._leaf.update(part)
             self._filled += len(part)
-            view = view[len(part) :]
+            rest = rest[len(part) :]
             if self._filled == self._chunk_size:
                 self._end_leaf()
 
     def finish(self) -> Dag:
-        """Return the DAG of all bytes taken; the hasher is used up."""
+        """Return the DAG of all bytes taken; no more can be.
+
+        Raises:
+            LimitExceededError: The file is larger than the profile allows.
+        """
         if self._filled:
             self._end_leaf()
         return self._builder.finish()
@@ -134,20 +167,31 @@ class ContentHasher:
         self._filled = 0
 
 
-def cid_of_bytes(content: Any, profile: ImportProfile = UNIXFS_V1_2025) -> CID:
-    """Return the CID of a file with this content (any bytes-like object)."""
+def cid_of_bytes(
+    content: ReadableBuffer, profile: ImportProfile = UNIXFS_V1_2025
+) -> CID:
+    """Return the CID of a file with this content."""
     hasher = ContentHasher(profile)
     hasher.update(content)
     return hasher.finish().root
 
 
-def dag_of_stream(stream: BinaryIO, profile: ImportProfile = UNIXFS_V1_2025) -> Dag:
-    """Return the DAG of all bytes that a binary stream still has."""
+def cid_of_stream(stream: ReadableInto, profile: ImportProfile = UNIXFS_V1_2025) -> Dag:
+    """Return the DAG of all bytes that a binary stream still has.
+
+    Reads into one buffer of a chunk; leaves the stream open.
+
+    Raises:
+        BlockingIOError: The stream does not block and has no bytes now.
+        OSError: The stream failed.
+    """
     hasher = ContentHasher(profile)
     buffer = bytearray(profile.chunk_size)
     view = memoryview(buffer)
     while True:
-        count = stream.readinto(buffer)  # type: ignore[attr-defined] # BinaryIO omits it
-        if not count:
+        count = stream.readinto(buffer)
+        if count is None:
+            raise BlockingIOError("The stream has no bytes now, and does not block.")
+        if count == 0:
             return hasher.finish()
         hasher.update(view[:count])

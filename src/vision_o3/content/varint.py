@@ -7,12 +7,15 @@ from typing import Tuple
 MAX_LENGTH = 9
 """Bytes; the multiformats specification allows no more (63 bits)."""
 
+_MORE = 0x80
+"""The bit which says that another byte follows."""
+
 
 def encode(number: int) -> bytes:
     """Return the shortest encoding of a number ≥ 0."""
     out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
+    while number >= _MORE:
+        out.append(number & 0xFF | _MORE)
         number >>= 7
     out.append(number)
     return bytes(out)
@@ -27,9 +30,9 @@ def decode(raw: bytes, at: int) -> Tuple[int, int]:
     number = shift = 0
     for end in range(at, min(at + MAX_LENGTH, len(raw))):
         byte = raw[end]
-        number |= (byte & 0x7F) << shift
+        number |= (byte & ~_MORE) << shift
         shift += 7
-        if byte < 0x80:
+        if byte < _MORE:
             if byte == 0 and end > at:
                 raise ValueError("a varint is longer than needed")
             return number, end + 1
