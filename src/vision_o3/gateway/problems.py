@@ -1,0 +1,236 @@
+"""Errors to problem documents (RFC 9457): the only table of statuses."""
+
+from __future__ import annotations
+
+import http
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from vision_o3 import errors
+from vision_o3.gateway.middleware import request_id_of
+from vision_o3.schemas.problems import FieldError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fastapi import FastAPI
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MEDIA_TYPE = "application/problem+json"
+_MAX_ERRORS = 20
+"""Field errors that one answer lists."""
+_SHOWN_VALUES = frozenset(
+    {"actual", "cid", "declared", "error", "expected", "limit", "name", "scope", "size"}
+)
+"""Facts of errors that may be shown; others, such as keys, are the operator's."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    status: int
+    detail: str | None = None
+    """Said instead of the error's own message, which is the operator's to read."""
+    retry_after_s: int | None = None
+
+
+_INTERNAL = _Row(500, "The gateway failed. Tell its operator the request id.")
+_DAMAGED = _Row(
+    502,
+    "What the gateway's store holds is not what this CID names. Nothing of it was "
+    "sent. Tell the operator the request id, or fetch the CID elsewhere.",
+)
+
+# The row of a class is that of its nearest ancestor here.
+_TABLE: Mapping[type[errors.VisionO3Error], _Row] = {
+    errors.VisionO3Error: _INTERNAL,
+    errors.InputError: _Row(422),
+    errors.InvalidRangeError: _Row(416),
+    errors.IncompleteUploadError: _Row(400),
+    errors.LimitExceededError: _Row(413),
+    errors.AuthError: _Row(403),
+    errors.UnauthenticatedError: _Row(401),
+    errors.PermissionDeniedError: _Row(403),
+    errors.NotFoundError: _Row(404),
+    errors.ObjectNotFoundError: _DAMAGED,
+    errors.ConflictError: _Row(409),
+    errors.UploadInProgressError: _Row(409, retry_after_s=2),
+    errors.IntegrityError: _DAMAGED,
+    errors.StorageError: _Row(
+        500, "The gateway's storage failed. Tell its operator the request id."
+    ),
+    errors.TransientStorageError: _Row(
+        503, "The gateway's storage cannot be reached now.", retry_after_s=5
+    ),
+    errors.StorageFullError: _Row(507),
+    errors.DatabaseUnavailableError: _Row(
+        503, "The gateway's database cannot be reached now.", retry_after_s=5
+    ),
+    errors.CacheError: _INTERNAL,
+    errors.ConfigurationError: _INTERNAL,
+    errors.TransportError: _INTERNAL,
+}
+
+
+def status_of(error_class: type[errors.VisionO3Error]) -> int:
+    """Return the HTTP status that an error is answered with."""
+    return _row_of(error_class).status
+
+
+def describe(*error_classes: type[errors.VisionO3Error]) -> dict[int | str, Any]:
+    """Return the ``responses`` of a route that may answer these errors.
+
+    Every route may also answer ``internal``, which is included.
+    """
+    by_status: dict[int, list[type[errors.VisionO3Error]]] = {}
+    for error_class in (*error_classes, errors.VisionO3Error):
+        by_status.setdefault(status_of(error_class), []).append(error_class)
+    return {
+        status: {
+            "description": " · ".join(
+                f"`{found.code}`: {(found.__doc__ or '').splitlines()[0]}"
+                for found in classes
+            ),
+            "content": {
+                MEDIA_TYPE: {
+                    "schema": {"$ref": "#/components/schemas/Problem"},
+                    "example": {
+                        "type": "about:blank",
+                        "title": http.HTTPStatus(status).phrase,
+                        "status": status,
+                        "detail": "What was wrong, and what to do.",
+                        "code": classes[0].code,
+                        "request_id": "0b0e7f3c5d1e4a0f9d3a6c2b",
+                    },
+                }
+            },
+        }
+        for status, classes in sorted(by_status.items())
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the app with a problem document."""
+    app.add_exception_handler(errors.VisionO3Error, _answer_ours)
+    app.add_exception_handler(RequestValidationError, _answer_validation)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_middleware(LastResort)
+
+
+def _row_of(error_class: type[errors.VisionO3Error]) -> _Row:
+    return next(_TABLE[cls] for cls in error_class.__mro__ if cls in _TABLE)
+
+
+def _answer_ours(request: Request, error: Exception) -> Response:
+    if not isinstance(error, errors.VisionO3Error):
+        raise error
+    row = _row_of(type(error))
+    headers: dict[str, str] = {}
+    retry_after_s = error.values.get("retry_after_s", row.retry_after_s)
+    if retry_after_s is not None:
+        headers["Retry-After"] = str(retry_after_s)
+    if row.status == http.HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = error.values.get("challenge", "Bearer")
+    if isinstance(error, errors.InvalidRangeError) and "size" in error.values:
+        headers["Content-Range"] = f"bytes */{error.values['size']}"
+    if row.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.error(
+            "request.failed",
+            code=error.code,
+            reason=error.message,
+            exc_info=row is _INTERNAL,
+        )
+    shown = {k: v for k, v in error.values.items() if k in _SHOWN_VALUES}
+    code = errors.VisionO3Error.code if row is _INTERNAL else error.code
+    return _problem(
+        request, row.status, code, row.detail or error.message, headers, **shown
+    )
+
+
+def _answer_validation(request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    found = [
+        FieldError(
+            where=".".join(str(part) for part in each["loc"]),
+            message=each["msg"].removeprefix("Value error, "),
+        )
+        for each in error.errors()[:_MAX_ERRORS]
+    ]
+    detail = "; ".join(f"{each.where}: {each.message}" for each in found)
+    return _problem(
+        request,
+        status_of(errors.InputError),
+        errors.InputError.code,
+        f"The request is not valid. {detail}.",
+        errors=[each.model_dump() for each in found],
+    )
+
+
+def _answer_http(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    if error.status_code == http.HTTPStatus.NOT_FOUND:
+        code, detail = errors.NotFoundError.code, "There is no such page. See /docs."
+    elif error.status_code == http.HTTPStatus.METHOD_NOT_ALLOWED:
+        code = "method_not_allowed"
+        detail = f"This page does not know the method {request.method}. See /docs."
+    else:
+        code, detail = errors.InputError.code, str(error.detail)
+    return _problem(request, error.status_code, code, detail, error.headers)
+
+
+class LastResort:
+    """Answers an error that nobody foresaw, without saying more than that."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request; after its answer began, break the connection."""
+        started = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noted)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            code = errors.VisionO3Error.code
+            _log.error("request.failed", code=code, exc_info=error)
+            if not started:
+                request = Request(scope, receive)
+                answer = _problem(request, 500, code, _INTERNAL.detail or "")
+                await answer(scope, receive, send)
+
+
+def _problem(
+    request: Request,
+    status: int,
+    code: str,
+    detail: str,
+    headers: Mapping[str, str] | None = None,
+    **values: object,
+) -> Response:
+    document = Problem(
+        title=http.HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        code=code,
+        request_id=request_id_of(request.scope),
+    ).model_dump(exclude_none=True)
+    # ASCII only: a lone surrogate in a caller's text must not fail here.
+    content = json.dumps({**document, **values}).encode()
+    return Response(content, status, headers, media_type=MEDIA_TYPE)

@@ -1,0 +1,1 @@
+"""The shapes of what travels between gateway and caller."""
