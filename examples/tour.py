@@ -96,7 +96,9 @@ def tour(model: Path, home: Path) -> None:
 
         step("The fetched model at work, on a picture drawn just now")
         drawn, found = detect_text(path)
-        say(f'"{WORDS}" was drawn at   x {drawn[0]}–{drawn[2]}, y {drawn[1]}–{drawn[3]}')
+        say(
+            f'"{WORDS}" was drawn at   x {drawn[0]}–{drawn[2]}, y {drawn[1]}–{drawn[3]}'
+        )
         say(f"text was detected at   x {found[0]}–{found[2]}, y {found[1]}–{found[3]}")
         check(overlap(drawn, found) > 0.5)
 
@@ -173,9 +175,7 @@ def gateway(environment: dict[str, str], home: Path) -> Iterator[str]:
         process.wait(timeout=20)
 
 
-def add_user(
-    environment: dict[str, str], name: str, *scopes: str
-) -> tuple[str, str]:
+def add_user(environment: dict[str, str], name: str, *scopes: str) -> tuple[str, str]:
     arguments = [argument for scope in scopes for argument in ("--scope", scope)]
     added = subprocess.run(
         [*VISION_O3, "user", "add", name, *arguments, "--json"],
@@ -196,8 +196,8 @@ def detect_text(model: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
     draw.text((120, 110), WORDS, fill="black", font=font)
     drawn = tuple(int(v) for v in draw.textbbox((120, 110), WORDS, font=font))
 
-    # PP-OCR's detector: (1, 3, H, W) float32, ImageNet mean and deviation, → (1, 1, H, W)
-    # probability of text for each pixel.
+    # PP-OCR's detector: (1, 3, H, W) float32, by ImageNet's mean and deviation,
+    # → (1, 1, H, W), the probability of text for each pixel.
     pixels = np.asarray(picture, dtype=np.float32) / 255
     pixels = (pixels - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
     batch = pixels.transpose(2, 0, 1)[None].astype(np.float32)

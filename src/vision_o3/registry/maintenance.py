@@ -40,7 +40,11 @@ class Sweeper:
     """
 
     def __init__(
-        self, database: Database, store: ObjectStore, spool: Spool | None, timing: Timing
+        self,
+        database: Database,
+        store: ObjectStore,
+        spool: Spool | None,
+        timing: Timing,
     ) -> None:
         self._database = database
         self._store = store

@@ -32,12 +32,14 @@ from vision_o3.registry.values import Published, Submission, Version, to_version
 from vision_o3.storage.keys import VersionKeys, version_keys
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from sqlalchemy.orm import Session
 
     from vision_o3.content.cid import CID
     from vision_o3.content.dag import Dag
     from vision_o3.db.engine import Database
-    from vision_o3.db.models import Collection
+    from vision_o3.db.models import Collection, LineRow
     from vision_o3.registry.spool import Spooled
     from vision_o3.storage.base import ObjectStore
 
@@ -45,6 +47,17 @@ _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 1.0
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Intake:
+    """An upload that was received and inspected."""
+
+    submission: Submission
+    dag: Dag
+    inspection: Inspection
+    stored: queries.StoredContent | None
+    """Where published content of the same CID lies already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +106,8 @@ class Publisher:
             StorageError: The store failed.
         """
         inspection = self._inspect(submission, spooled)
-        draft = self._claim(submission, spooled.dag, inspection)
+        stored = self._find_stored(spooled.dag.root, spooled.dag.size)
+        draft = self._claim(_Intake(submission, spooled.dag, inspection, stored))
         if isinstance(draft, Version):
             return Published(draft, created=False)
         with self._claims.hold(draft.claim) as lease:
@@ -130,15 +144,12 @@ class Publisher:
 
     # -------------------------------------------------------------------- claim
 
-    def _claim(
-        self, submission: Submission, dag: Dag, inspection: Inspection
-    ) -> _Draft | Version:
-        """Claim the line's next number, or return its latest version if that is it."""
-        stored = self._find_stored(dag.root, dag.size)
+    def _claim(self, intake: _Intake) -> _Draft | Version:
+        """Claim the line's next number, or return its latest version if equal."""
         deadline = time.monotonic() + self._timing.claim_wait_s
         pause_s = _FIRST_PAUSE_S
         while True:
-            outcome = self._try_claim(submission, dag, inspection, stored)
+            outcome = self._try_claim(intake)
             if isinstance(outcome, _Draft | Version):
                 return outcome
             if isinstance(outcome, Claim):
@@ -146,7 +157,7 @@ class Publisher:
                 continue
             if time.monotonic() + pause_s > deadline:
                 raise UploadInProgressError(
-                    f"Another upload to {submission.name!r} is being stored. "
+                    f"Another upload to {intake.submission.name!r} is being stored. "
                     "Try again in a moment.",
                     retry_after_s=2,
                 )
@@ -154,7 +165,7 @@ class Publisher:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _find_stored(self, cid: CID, size: int) -> queries.StoredContent | None:
-        """Return where published content of this CID lies, if the store still has it."""
+        """Find published content of this CID, if the store still has it."""
         with self._database.read() as session:
             stored = queries.find_stored_content(session, cid)
         if stored is None:
@@ -165,41 +176,52 @@ class Publisher:
             return None
         return stored
 
-    def _try_claim(
-        self,
-        submission: Submission,
-        dag: Dag,
-        inspection: Inspection,
-        stored: queries.StoredContent | None,
-    ) -> _Draft | Version | Claim | None:
-        """Try once to claim; return the draft, the equal latest version, an expired
-        claim that is in the way, or ``None`` when another writer's claim is alive.
+    def _try_claim(self, intake: _Intake) -> _Draft | Version | Claim | None:
+        """Try once to claim, in one short transaction.
+
+        Returns:
+            The draft; or the latest version, which has this content already; or an
+            expired claim that is in the way; or ``None`` while another's is alive.
         """
+        submission = intake.submission
         try:
             with self._database.write() as session:
                 now = self._timing.clock(session)
                 line = queries.get_or_create_line(
-                    session, self._collection, submission.name, submission.publisher, now
+                    session,
+                    self._collection,
+                    submission.name,
+                    submission.publisher,
+                    now,
                 )
                 latest = queries.find_latest(session, self._collection, line.name)
-                if latest is not None and latest[1].cid == dag.root:
+                if latest is not None and latest[1].cid == intake.dag.root:
                     return to_version(self._collection, *latest)
                 other = queries.find_claim(session, self._collection, line)
                 if other is None:
-                    return self._insert_claim(
-                        session, line, submission, dag, inspection, stored, now
-                    )
-                if other.lease_expires_at > now:
+                    return self._insert_claim(session, line, intake, now)
+                if (
+                    other.lease_token is None
+                    or other.lease_expires_at is None
+                    or other.lease_expires_at > now
+                ):
                     return None
                 return Claim(
-                    self._collection, line.name, other.version, other.id,
+                    self._collection,
+                    line.name,
+                    other.version,
+                    other.id,
                     other.lease_token,
                 )
         except AlreadyExistsError:
             return None
 
-    def _insert_claim(self, session: Session, line, submission, dag, inspection, stored, now) -> _Draft:
+    def _insert_claim(
+        self, session: Session, line: LineRow, intake: _Intake, now: datetime
+    ) -> _Draft:
         """Write the ``storing`` row; see ``_try_claim``."""
+        submission, dag, inspection = intake.submission, intake.dag, intake.inspection
+        stored = intake.stored
         token = secrets.token_hex(16)
         keys = version_keys(
             self._collection.name,

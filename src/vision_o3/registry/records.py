@@ -18,7 +18,9 @@ RECORD_FORMAT = 1
 """Raised when a reader of the older format could misread the newer one."""
 
 
-def encode_record(version: Version, *, line_id: str, line_created_at: datetime) -> bytes:
+def encode_record(
+    version: Version, *, line_id: str, line_created_at: datetime
+) -> bytes:
     """Return the canonical bytes of a version's record."""
     document = {
         "record_format": RECORD_FORMAT,

@@ -91,7 +91,7 @@ class SpoolWriter:
         Raises:
             StorageFullError, StorageError: As for ``write``.
         """
-        if self._filled or not self._received:
+        if self._filled:
             await self._submit()
         while self._pending:
             await self._collect()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vision_o3.db import models as tables
@@ -91,8 +91,10 @@ class Submission:
                 f"at most {MAX_DESCRIPTION} are kept.",
                 limit=MAX_DESCRIPTION,
             )
-        if any(unicodedata.category(c) in {"Cc", "Cs"} and c not in "\n\t\r"
-               for c in self.description):
+        if any(
+            unicodedata.category(c) in {"Cc", "Cs"} and c not in "\n\t\r"
+            for c in self.description
+        ):
             raise InputError("The description contains control characters.")
         if len(self.tags) > MAX_TAGS:
             raise LimitExceededError(
@@ -123,12 +125,11 @@ class Published:
 
 def to_version(
     collection: tables.Collection,
-    line: tables.ModelRow | tables.DatasetRow,
-    row: tables.ModelVersionRow | tables.DatasetVersionRow,
+    line: tables.LineRow,
+    row: tables.VersionRow,
 ) -> Version:
     """Return the domain value of a version's rows."""
-    is_model = isinstance(row, tables.ModelVersionRow)
-    return Version(
+    version = Version(
         collection=collection.name,
         id=str(row.id),
         name=line.name,
@@ -144,7 +145,9 @@ def to_version(
         facts=dict(row.facts),
         object_key=row.object_key,
         sidecar_key=row.sidecar_key,
-        framework=row.framework if is_model else None,
-        model_type=row.model_type if is_model else None,
-        manifest_cid=None if is_model else row.manifest_cid,
     )
+    if isinstance(row, tables.ModelVersionRow):
+        return replace(version, framework=row.framework, model_type=row.model_type)
+    if isinstance(row, tables.DatasetVersionRow):
+        return replace(version, manifest_cid=row.manifest_cid)
+    return version

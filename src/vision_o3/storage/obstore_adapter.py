@@ -108,7 +108,7 @@ def translated(key: str) -> Iterator[None]:
     """Turn obstore's errors about a key into ours."""
     try:
         yield
-    except (obstore_errors.NotFoundError, FileNotFoundError) as error:
+    except FileNotFoundError as error:
         raise not_found(key) from error
     except obstore_errors.AlreadyExistsError as error:
         raise already_exists(key) from error

@@ -1,0 +1,12 @@
+"""Small files that pass the header-level check of their format, with any content."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+
+def tflite(seed: int = 0, size: int = 64) -> bytes:
+    """Return ``size`` ≥ 16 bytes that begin as a TFLite FlatBuffer does."""
+    header = struct.pack("<I4s", 12, b"TFL3")
+    return header + random.Random(seed).randbytes(size - len(header))
