@@ -1,0 +1,245 @@
+"""The tables. Models and datasets are the same machinery in two sets of tables.
+
+A *line* is a named series; its *versions* are immutable once ``published``. A line
+without a published version (``current_version`` 0) is invisible. A version in state
+``storing`` is a claim: an upload at work, guarded by a lease; one for each line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import UUID, uuid4
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from vision_o3.content.cid import CID
+from vision_o3.db.types import CIDType, UTCDateTime
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine.default import DefaultExecutionContext
+
+STORING = "storing"
+PUBLISHED = "published"
+
+# Sorted by code point everywhere, as SQLite and Python do, whatever the database's
+# language: paging must not depend on it.
+_NAME = String(128).with_variant(String(128, collation="C"), "postgresql")
+_ID = String(255).with_variant(String(255, collation="C"), "postgresql")
+_KEY = Text()
+_AUDIT_ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts INTEGER only
+_IS_STORING = text("state = 'storing'")
+
+
+def _folded(context: DefaultExecutionContext) -> str:
+    description: str = context.get_current_parameters()["description"]
+    return description.casefold()
+
+
+class Base(DeclarativeBase):
+    """Holds the metadata of all tables, with the rule that names constraints."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - as SQLAlchemy reads it
+        datetime: UTCDateTime,
+        CID: CIDType,
+        UUID: Uuid,
+        dict[str, Any]: JSON,
+        list[str]: JSON,
+    }
+
+
+class LineColumns:
+    """What a model and a dataset have in common as named lines."""
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    name: Mapped[str] = mapped_column(_NAME)
+    current_version: Mapped[int] = mapped_column(default=0)
+    """The latest published version; 0 while there is none."""
+    created_at: Mapped[datetime]
+    owner_id: Mapped[str] = mapped_column(String(255), index=True)
+    """Who claimed the line first."""
+
+
+class VersionColumns:
+    """What a model's and a dataset's versions have in common."""
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    version: Mapped[int]
+    state: Mapped[str] = mapped_column(String(16), default=STORING)
+    cid: Mapped[CID] = mapped_column(index=True)
+    file_size: Mapped[int] = mapped_column(BigInteger)
+    """Bytes."""
+    description: Mapped[str] = mapped_column(Text)
+    description_folded: Mapped[str] = mapped_column(Text, default=_folded)
+    """For searching whatever the case: the databases do not fold alike."""
+    tags: Mapped[list[str]]
+    facts: Mapped[dict[str, Any]]
+    owner_id: Mapped[str] = mapped_column(String(255))
+    """Who published this version."""
+    object_key: Mapped[str] = mapped_column(_KEY, index=True)
+    """Where the artifact lies; shared by versions of equal content."""
+    sidecar_key: Mapped[str | None] = mapped_column(_KEY, index=True)
+    record_key: Mapped[str] = mapped_column(_KEY, index=True)
+    created_at: Mapped[datetime]
+    published_at: Mapped[datetime | None]
+    lease_token: Mapped[str | None] = mapped_column(String(64))
+    """Who holds the claim. Set in state ``storing`` only."""
+    lease_expires_at: Mapped[datetime | None]
+
+
+def _line_constraints() -> tuple[UniqueConstraint | CheckConstraint, ...]:
+    return (
+        UniqueConstraint("name"),
+        CheckConstraint("current_version >= 0", "current_version"),
+    )
+
+
+def _version_constraints(
+    table: str, line_id: str
+) -> tuple[UniqueConstraint | CheckConstraint | Index, ...]:
+    return (
+        UniqueConstraint(line_id, "version"),
+        CheckConstraint("version >= 1", "version"),
+        CheckConstraint("file_size >= 0", "file_size"),
+        CheckConstraint(
+            "(state = 'storing' AND lease_token IS NOT NULL"
+            " AND lease_expires_at IS NOT NULL AND published_at IS NULL)"
+            " OR (state = 'published' AND lease_token IS NULL"
+            " AND lease_expires_at IS NULL AND published_at IS NOT NULL)",
+            "state",
+        ),
+        Index(
+            f"uq_{table}_storing",
+            line_id,
+            unique=True,
+            sqlite_where=_IS_STORING,
+            postgresql_where=_IS_STORING,
+        ),
+    )
+
+
+class ModelRow(LineColumns, Base):
+    """A named model."""
+
+    __tablename__ = "models"
+    __table_args__ = _line_constraints()
+
+
+class ModelVersionRow(VersionColumns, Base):
+    """A version of a model, or a claim to store one."""
+
+    __tablename__ = "model_versions"
+    __table_args__ = _version_constraints(__tablename__, "model_id")
+
+    line_id: Mapped[UUID] = mapped_column("model_id", ForeignKey("models.id"))
+    framework: Mapped[str] = mapped_column(String(64), index=True)
+    model_type: Mapped[str] = mapped_column(String(64), index=True)
+    file_format: Mapped[str] = mapped_column(String(16), index=True)
+
+
+class ModelTagRow(Base):
+    """One tag of a model's version, for filtering."""
+
+    __tablename__ = "model_tags"
+
+    version_id: Mapped[UUID] = mapped_column(
+        ForeignKey("model_versions.id", ondelete="CASCADE"), primary_key=True
+    )
+    tag: Mapped[str] = mapped_column(String(64), primary_key=True, index=True)
+
+
+class DatasetRow(LineColumns, Base):
+    """A named dataset."""
+
+    __tablename__ = "datasets"
+    __table_args__ = _line_constraints()
+
+
+class DatasetVersionRow(VersionColumns, Base):
+    """A version of a dataset, or a claim to store one."""
+
+    __tablename__ = "dataset_versions"
+    __table_args__ = _version_constraints(__tablename__, "dataset_id")
+
+    line_id: Mapped[UUID] = mapped_column("dataset_id", ForeignKey("datasets.id"))
+    file_format: Mapped[str] = mapped_column("format", String(16), index=True)
+    manifest_cid: Mapped[CID | None]
+
+
+class DatasetTagRow(Base):
+    """One tag of a dataset's version, for filtering."""
+
+    __tablename__ = "dataset_tags"
+
+    version_id: Mapped[UUID] = mapped_column(
+        ForeignKey("dataset_versions.id", ondelete="CASCADE"), primary_key=True
+    )
+    tag: Mapped[str] = mapped_column(String(64), primary_key=True, index=True)
+
+
+class UserRow(Base):
+    """Who may sign in, and what they may do."""
+
+    __tablename__ = "users"
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    permissions: Mapped[list[str]]
+    """Scopes."""
+    secret_hash: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime]
+    disabled_at: Mapped[datetime | None]
+
+
+class AuditEventRow(Base):
+    """Something that a principal did; never changed or removed."""
+
+    __tablename__ = "audit_events"
+
+    id: Mapped[int] = mapped_column(_AUDIT_ID, primary_key=True)
+    at: Mapped[datetime] = mapped_column(index=True)
+    principal: Mapped[str] = mapped_column(String(255), index=True)
+    action: Mapped[str] = mapped_column(String(64))
+    subject: Mapped[str] = mapped_column(Text, index=True)
+    detail: Mapped[dict[str, Any]]
+
+
+LineRow: TypeAlias = ModelRow | DatasetRow
+VersionRow: TypeAlias = ModelVersionRow | DatasetVersionRow
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """One of the two sets of tables."""
+
+    name: str
+    line: type[LineRow]
+    version: type[VersionRow]
+    tag: type[ModelTagRow | DatasetTagRow]
+
+
+MODELS = Collection("models", ModelRow, ModelVersionRow, ModelTagRow)
+DATASETS = Collection("datasets", DatasetRow, DatasetVersionRow, DatasetTagRow)
