@@ -18,8 +18,9 @@ from vision_o3.content.sidecar import encode_sidecar
 from vision_o3.errors import LimitExceededError
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from _typeshed import ReadableBuffer
-    from typing_extensions import Protocol
 
     class ReadableInto(Protocol):
         """A binary stream that fills a buffer, as files and ``io.BytesIO`` do."""

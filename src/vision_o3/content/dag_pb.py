@@ -8,7 +8,7 @@ for each node, so reading re-encodes and compares: anything else is refused.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence, Tuple
+from typing import List, NamedTuple, Sequence, Tuple
 
 from vision_o3.content import varint
 from vision_o3.content.cid import CID, CID_SIZE
@@ -74,7 +74,7 @@ def _read_links(raw: bytes, width: int) -> Tuple[Link, ...]:
 
     Framing is skipped unread: the caller compares it by encoding the links.
     """
-    named = []
+    named: List[Tuple[CID, int]] = []
     at = 0
     while raw[at : at + 1] == b"\x12":
         if len(named) == width:
