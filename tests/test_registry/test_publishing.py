@@ -195,8 +195,9 @@ def test_failed_store_leaves_nothing_visible_and_a_retry_converges(
             registry.publish(content)
         with pytest.raises(NotFoundError):
             registry.models.latest("m")
-        expire_claims(registry.database)
-        registry.sweeper.sweep()
+        for _ in script:  # a sweep, too, may meet a failing store
+            expire_claims(registry.database)
+            registry.sweeper.sweep()
         assert registry.keys() == set()
         assert rows(registry) == 0
         assert registry.publish(content).version.version == 1
@@ -212,9 +213,8 @@ class LosesAnswers(Database):
     def write(self) -> Iterator[Session]:
         with super().write() as session:
             yield session
-            published = self.lose_next_publication and any(
-                isinstance(item, tables.AuditEventRow)
-                for item in [*session.new, *session.identity_map.values()]
+            published = self.lose_next_publication and bool(
+                session.query(tables.AuditEventRow).count()
             )
         if published:
             self.lose_next_publication = False

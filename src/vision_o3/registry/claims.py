@@ -114,6 +114,17 @@ class Claims:
             ended.set()
             thread.join()
 
+    def confirm(self, claim: Claim, lease: Lease) -> None:
+        """Ask the database whether a held claim is still ours; before any deletion.
+
+        It is not if it was published after all, by a commit whose answer was lost.
+
+        Raises:
+            UploadInProgressError: It is not ours any more.
+        """
+        self._renew(claim, lease)
+        lease.check()
+
     def give_back(self, claim: Claim, lease: Lease) -> None:
         """Delete what was stored under a held claim, then the claim itself.
 
@@ -122,8 +133,7 @@ class Claims:
                 writer's or the sweeper's to remove.
             StorageError: The store failed; likewise.
         """
-        self._renew(claim, lease)  # not ours any more if it was published after all
-        lease.check()
+        self.confirm(claim, lease)
         prefix = version_prefix(claim.collection.name, claim.name, claim.number)
         for found in list(self._store.list(prefix)):
             lease.check()

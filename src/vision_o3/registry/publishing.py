@@ -275,8 +275,8 @@ class Publisher:
             self._put_artifact(draft, spooled, lease)
             sidecar = spooled.dag.sidecar()
             if sidecar is not None:
-                self._put_document(draft.keys.sidecar, sidecar, lease)
-        self._put_document(draft.keys.record, draft.record, lease)
+                self._put_document(draft, draft.keys.sidecar, sidecar, lease)
+        self._put_document(draft, draft.keys.record, draft.record, lease)
 
     def _put_artifact(self, draft: _Draft, spooled: Spooled, lease: Lease) -> None:
         key = draft.keys.artifact
@@ -287,11 +287,13 @@ class Publisher:
             # Our own write whose answer was lost, or a late one of a writer that lost
             # its lease. No published version has this key: the claim is ours.
             if not self._holds(key, spooled.dag):
-                lease.check()
+                self._claims.confirm(draft.claim, lease)
                 self._store.delete(key)
                 self._store.put_file(key, spooled.path)
 
-    def _put_document(self, key: str, content: bytes, lease: Lease) -> None:
+    def _put_document(
+        self, draft: _Draft, key: str, content: bytes, lease: Lease
+    ) -> None:
         lease.check()
         try:
             self._store.put(key, content)
@@ -302,7 +304,7 @@ class Publisher:
                 or found.size != len(content)
                 or self._store.get(key, max_size=len(content)) != content
             ):
-                lease.check()
+                self._claims.confirm(draft.claim, lease)
                 self._store.delete(key)
                 self._store.put(key, content)
 

@@ -148,6 +148,4 @@ def to_version(
     )
     if isinstance(row, tables.ModelVersionRow):
         return replace(version, framework=row.framework, model_type=row.model_type)
-    if isinstance(row, tables.DatasetVersionRow):
-        return replace(version, manifest_cid=row.manifest_cid)
-    return version
+    return replace(version, manifest_cid=row.manifest_cid)
