@@ -15,8 +15,8 @@ from sqlalchemy.exc import (
     DBAPIError,
     InterfaceError,
     OperationalError,
-    TimeoutError as PoolTimeoutError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from vision_o3.errors import ConfigurationError, DatabaseUnavailableError
@@ -73,10 +73,10 @@ class Database:
         self._engine = make_engine(url, echo=echo)
         self.dialect = cast("Dialect", self._engine.dialect.name)
         if self.dialect == "sqlite":
-            self._reader = self._engine.execution_options(
+            self._reader: Engine = self._engine.execution_options(
                 **{BEGIN: ("PRAGMA query_only=ON", "BEGIN")}
             )
-            self._writer = self._engine.execution_options(
+            self._writer: Engine = self._engine.execution_options(
                 **{BEGIN: ("PRAGMA query_only=OFF", "BEGIN IMMEDIATE")}
             )
         else:
@@ -85,7 +85,8 @@ class Database:
             )
             self._writer = self._engine
         # SQLite lets waiting writers poll, and starves some. Here they queue.
-        self._turn = threading.Semaphore(1 if self.dialect == "sqlite" else 1 << 30)
+        at_once = 1 if self.dialect == "sqlite" else 2 * _POOL_SIZE
+        self._turn = threading.Semaphore(at_once)
 
     @contextmanager
     def read(self) -> Iterator[Session]:

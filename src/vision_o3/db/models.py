@@ -47,7 +47,8 @@ _IS_STORING = text("state = 'storing'")
 
 
 def _folded(context: DefaultExecutionContext) -> str:
-    description: str = context.get_current_parameters()["description"]
+    values: dict[str, Any] = context.get_current_parameters()  # type: ignore[no-untyped-call]  # as SQLAlchemy has it
+    description: str = values["description"]
     return description.casefold()
 
 

@@ -1,0 +1,121 @@
+"""Listing lines by their current versions: filters, order, pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import ColumnElement, exists, false, func, or_, select
+
+from vision_o3.db.statements import FRESH, Found, current, is_sqlite, pairs, storable
+from vision_o3.errors import InputError
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import InstrumentedAttribute, Session
+
+    from vision_o3.db.models import Collection
+
+SORTS = ("name", "-name", "created_at", "-created_at", "size", "-size")
+
+
+@dataclass(frozen=True, slots=True)
+class LineFilters:
+    """Which lines to list, judged by their current versions. Absent means any."""
+
+    framework: str | None = None
+    model_type: str | None = None
+    file_format: str | None = None
+    tags: tuple[str, ...] = ()
+    """All of them."""
+    owner: str | None = None
+    """The line's owner."""
+    q: str | None = None
+    """Part of the name or description, in any case."""
+
+
+def list_latest(
+    session: Session,
+    collection: Collection,
+    filters: LineFilters,
+    sort: str,
+    offset: int,
+    limit: int,
+) -> tuple[int, list[Found]]:
+    """Return how many lines pass all filters, and some with their current versions.
+
+    ``sort`` is one of ``SORTS``; equals follow by name.
+
+    Raises:
+        InputError: Not a sort order.
+    """
+    conditions = _conditions(session, collection, filters)
+    rows = session.execute(
+        current(collection)
+        .where(*conditions)
+        .order_by(*_order(collection, sort))
+        .offset(offset)
+        .limit(limit),
+        execution_options=FRESH,
+    )
+    total = session.execute(
+        select(func.count()).select_from(
+            current(collection).where(*conditions).subquery()
+        )
+    ).scalar_one()
+    return total, pairs(rows)
+
+
+def _conditions(
+    session: Session, collection: Collection, filters: LineFilters
+) -> list[ColumnElement[bool]]:
+    line, version, tag = collection.line, collection.version, collection.tag
+    texts = (
+        filters.framework,
+        filters.model_type,
+        filters.file_format,
+        filters.owner,
+        filters.q,
+        *filters.tags,
+    )
+    if any(value is not None and not storable(value) for value in texts):
+        return [false()]
+    conditions: list[ColumnElement[bool]] = []
+    for column, value in (
+        ("framework", filters.framework),
+        ("model_type", filters.model_type),
+        ("file_format", filters.file_format),
+    ):
+        if value is not None:
+            held = getattr(version, column, None)
+            conditions.append(false() if held is None else held == value)
+    if filters.owner is not None:
+        conditions.append(line.owner_id == filters.owner)
+    conditions += [
+        exists().where(tag.version_id == version.id, tag.tag == wanted)
+        for wanted in filters.tags
+    ]
+    if filters.q:
+        # Not LIKE: it would need escapes, and SQLite limits its patterns.
+        position = func.instr if is_sqlite(session) else func.strpos
+        part = filters.q.casefold()
+        conditions.append(
+            or_(
+                position(line.name, part) > 0,
+                position(version.description_folded, part) > 0,
+            )
+        )
+    return conditions
+
+
+def _order(collection: Collection, sort: str) -> list[ColumnElement[Any]]:
+    line, version = collection.line, collection.version
+    columns: dict[str, InstrumentedAttribute[Any]] = {
+        "name": line.name,
+        "created_at": version.created_at,
+        "size": version.file_size,
+    }
+    if sort not in SORTS:
+        raise InputError(f"{sort!r} is not a sort order. Use one of {SORTS}.")
+    column = columns[sort.removeprefix("-")]
+    first = column.desc() if sort.startswith("-") else column.asc()
+    return [first] if column is columns["name"] else [first, line.name.asc()]
