@@ -134,6 +134,7 @@ def check_after_sweep(
         for number in range(1, visible["total"] + 1)
         for kind in ("tflite", "dag.car", "record.json")
     }
+    spooled: list[Path] = []
     for _ in range(200):
         left = site.keys() - expected
         spooled = [p for p in site.home.rglob("*.upload") if p.is_file()]

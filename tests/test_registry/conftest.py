@@ -56,7 +56,7 @@ class Registry:
 
         return asyncio.run(receive_and_publish())
 
-    def keys(self) -> set[str]:
+    def stored_keys(self) -> set[str]:
         return {found.key for found in self.store.list()}
 
     def read(self, number: int, name: str = "m") -> bytes:

@@ -15,13 +15,13 @@ from vision_o3.storage.local import LocalStore
 
 def test_sweep_removes_what_a_killed_writer_left(registry: Registry) -> None:
     registry.publish(tflite(1), name="kept")
-    before = registry.keys()
+    before = registry.stored_keys()
     claim(registry, "m", lease=timedelta(seconds=-1))
     registry.store.put("models/m/v1.onnx", b"half")
     registry.store.put("models/m/v1.dag.car", b"half")
     (registry.spool._directory / "dead.upload").write_bytes(b"half")
     assert registry.sweeper.sweep() == Swept(claims=1, spool_files=1)
-    assert registry.keys() == before
+    assert registry.stored_keys() == before
     assert rows(registry) == 2
     assert registry.sweeper.sweep() == Swept()
 
@@ -30,7 +30,7 @@ def test_sweep_leaves_living_claims_alone(registry: Registry) -> None:
     claim(registry, "m", lease=timedelta(seconds=60))
     registry.store.put("models/m/v1.onnx", b"half")
     assert registry.sweeper.sweep() == Swept()
-    assert registry.keys() == {"models/m/v1.onnx"}
+    assert registry.stored_keys() == {"models/m/v1.onnx"}
 
 
 def test_sweep_does_not_touch_versions_whose_keys_begin_alike(
@@ -38,11 +38,11 @@ def test_sweep_does_not_touch_versions_whose_keys_begin_alike(
 ) -> None:
     for seed in range(10):
         registry.publish(tflite(seed))
-    before = registry.keys()
+    before = registry.stored_keys()
     claim(registry, "m2", lease=timedelta(seconds=-1))
     registry.store.put("models/m2/v1.onnx", b"half")
     registry.sweeper.sweep()
-    assert registry.keys() == before
+    assert registry.stored_keys() == before
 
 
 def test_sweep_goes_on_after_a_failing_store(tmp_path: Path) -> None:
@@ -59,13 +59,13 @@ def test_strays_are_removed_after_the_grace_period(
 ) -> None:
     if line_exists:
         registry.publish(tflite(1))
-    before, rows_before = registry.keys(), rows(registry)
+    before, rows_before = registry.stored_keys(), rows(registry)
     registry.store.put("models/m/v7.onnx", b"late write of a stalled gateway")
     assert registry.sweeper.sweep_strays() == Swept()
     assert registry.sweeper.sweep_strays(grace=timedelta(seconds=-1)) == Swept(
         objects=1
     )
-    assert registry.keys() == before
+    assert registry.stored_keys() == before
     assert rows(registry) == rows_before
 
 
@@ -73,4 +73,4 @@ def test_strays_of_a_claimed_line_wait(registry: Registry) -> None:
     claim(registry, "m", lease=timedelta(seconds=60))
     registry.store.put("models/m/v1.dag.car", b"being stored")
     assert registry.sweeper.sweep_strays(grace=timedelta(seconds=-1)) == Swept()
-    assert registry.keys() == {"models/m/v1.dag.car"}
+    assert registry.stored_keys() == {"models/m/v1.dag.car"}

@@ -66,7 +66,7 @@ def test_first_upload_becomes_version_1(registry: Registry) -> None:
     assert version == registry.models.latest("m")
     assert version == registry.models.by_cid(version.cid)
     assert registry.read(1) == content
-    assert registry.keys() == {
+    assert registry.stored_keys() == {
         "models/m/v1.tflite",
         "models/m/v1.dag.car",
         "models/m/v1.record.json",
@@ -101,8 +101,8 @@ def test_content_of_an_older_version_is_a_new_version_but_not_stored_again(
     assert third.version.version == 3
     assert third.version.object_key == "models/m/v1.tflite"
     assert other_line.version.sidecar_key == "models/m/v1.dag.car"
-    assert registry.keys() >= {"models/m/v3.record.json"}
-    assert not registry.keys() & {"models/m/v3.tflite"}
+    assert registry.stored_keys() >= {"models/m/v3.record.json"}
+    assert not registry.stored_keys() & {"models/m/v3.tflite"}
     assert registry.read(3) == tflite(1, 2 * MIB)
 
 
@@ -132,7 +132,7 @@ def test_refused_upload_leaves_nothing(
 ) -> None:
     with pytest.raises(error):
         registry.publish(content, **more)
-    assert registry.keys() == set()
+    assert registry.stored_keys() == set()
     assert rows(registry) == 0
 
 
@@ -198,7 +198,7 @@ def test_failed_store_leaves_nothing_visible_and_a_retry_converges(
         for _ in script:  # a sweep, too, may meet a failing store
             expire_claims(registry.database)
             registry.sweeper.sweep()
-        assert registry.keys() == set()
+        assert registry.stored_keys() == set()
         assert rows(registry) == 0
         assert registry.publish(content).version.version == 1
         assert registry.read(1) == content
@@ -277,7 +277,7 @@ def test_expired_claim_is_taken_over_and_its_objects_removed(
     registry.store.put("models/m/v1.onnx", b"half of something")
     published = registry.publish(tflite(1))
     assert published.version.version == 1
-    assert not registry.keys() & {"models/m/v1.onnx"}
+    assert not registry.stored_keys() & {"models/m/v1.onnx"}
 
 
 def test_living_claim_is_waited_for_then_refused(registry: Registry) -> None:

@@ -127,7 +127,9 @@ class Relay:
             index += 1
         if index != indices[-1] + 1:
             raise LengthMismatchError(
-                "The store's object ended early.", expected=last, actual=index
+                f"The object {version.object_key} ended early.",
+                expected=last,
+                actual=table.span(index)[0],
             )
 
 
