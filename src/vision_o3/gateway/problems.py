@@ -142,8 +142,9 @@ def _answer_ours(request: Request, error: Exception) -> Response:
     if isinstance(error, errors.InvalidRangeError) and "size" in error.values:
         headers["Content-Range"] = f"bytes */{error.values['size']}"
     if row.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+        corrupt = isinstance(error, errors.IntegrityError)
         _log.error(
-            "request.failed",
+            "artifact.corrupt" if corrupt else "request.failed",
             code=error.code,
             reason=error.message,
             exc_info=row is _INTERNAL,

@@ -1,0 +1,148 @@
+"""What the gateway's commands do. Each takes the parsed arguments, returns 0."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+import uvicorn
+
+from vision_o3.db import migrate as migrations
+from vision_o3.db import queries
+from vision_o3.db.engine import Database
+from vision_o3.gateway import auth
+from vision_o3.gateway.logs import configure_logging
+from vision_o3.gateway.main import check_migrated, timing_of
+from vision_o3.registry.maintenance import Sweeper
+from vision_o3.registry.spool import Spool
+from vision_o3.settings import load_settings
+from vision_o3.storage.factory import open_store
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterator
+
+    from vision_o3.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+
+def serve(arguments: Namespace) -> int:
+    """Run the gateway until it is told to stop."""
+    settings = load_settings()
+    if arguments.migrate:
+        migrations.migrate(settings.database_url.get_secret_value())
+    # Here, not only in each process: said in a sentence, before anything starts.
+    check_migrated(settings)
+    open_store(settings.store).close()
+    configure_logging(settings.log_level)
+    url = f"http://{arguments.host}:{arguments.port}"
+    _log.info("gateway.starting", url=url, pages=f"{url}/docs")
+    uvicorn.run(
+        "vision_o3.gateway.main:app_from_environment",
+        factory=True,
+        host=arguments.host,
+        port=arguments.port,
+        workers=arguments.workers or settings.workers,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=settings.shutdown_timeout_s,
+    )
+    return 0
+
+
+def add_user(arguments: Namespace) -> int:
+    """Add a user; print the secret, which is not kept."""
+    with _database(load_settings()) as database:
+        secret = auth.add_user(database, arguments.name, arguments.scope)
+    scopes = sorted(set(arguments.scope))
+    if arguments.json:
+        print(json.dumps({"user": arguments.name, "scopes": scopes, "secret": secret}))
+    else:
+        print(f"User {arguments.name!r} was added and may {' '.join(scopes)}.")
+        print("The secret, shown only now:")
+        print(secret)
+    return 0
+
+
+def list_users(arguments: Namespace) -> int:
+    """Print the users: name, permissions, since when, disabled or not."""
+    with _database(load_settings()) as database, database.read() as session:
+        users = queries.list_users(session)
+    if arguments.json:
+        listed = [
+            {
+                "user": user.id,
+                "scopes": user.permissions,
+                "created_at": user.created_at.isoformat(timespec="seconds"),
+                "disabled": user.disabled_at is not None,
+            }
+            for user in users
+        ]
+        print(json.dumps(listed))
+        return 0
+    for user in users:
+        disabled = "" if user.disabled_at is None else "   disabled"
+        since = f"{user.created_at:%Y-%m-%d}"
+        print(f"{user.id}   {' '.join(user.permissions)}   since {since}{disabled}")
+    if not users:
+        print("There are no users yet: vision-o3 user add NAME --scope model:read")
+    return 0
+
+
+def disable_user(arguments: Namespace) -> int:
+    """Let a user sign in no more."""
+    with _database(load_settings()) as database:
+        auth.disable_user(database, arguments.name)
+    print(f"User {arguments.name!r} cannot sign in any more.")
+    return 0
+
+
+def migrate(_: Namespace) -> int:
+    """Bring the database to this version's schema."""
+    migrations.migrate(load_settings().database_url.get_secret_value())
+    print("The database is up to date.")
+    return 0
+
+
+def sweep(arguments: Namespace) -> int:
+    """Remove what died uploads left behind; print what was removed."""
+    settings = load_settings()
+    store = open_store(settings.store)
+    spool = Spool(
+        settings.spool_directory,
+        max_size=settings.max_upload_bytes,
+        min_free=settings.min_free_bytes,
+    )
+    try:
+        with _database(settings) as database:
+            sweeper = Sweeper(database, store, spool, timing_of(settings))
+            swept = sweeper.sweep()
+            strays = sweeper.sweep_strays(grace=timedelta(hours=arguments.grace_hours))
+    finally:
+        spool.close()
+        store.close()
+    print(
+        f"Removed: {swept.claims} expired claims, {swept.spool_files} spool files, "
+        f"{strays.objects} objects without a version. Failures: {swept.failures}."
+    )
+    return 0
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[Database]:
+    check_migrated(settings)
+    database = Database(settings.database_url.get_secret_value())
+    try:
+        yield database
+    finally:
+        database.close()

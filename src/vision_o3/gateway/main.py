@@ -1,0 +1,194 @@
+"""The composition root: settings in, application out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+import structlog
+from fastapi import FastAPI
+
+from vision_o3 import __version__
+from vision_o3.db.engine import Database
+from vision_o3.db.migrate import is_current
+from vision_o3.errors import ConfigurationError, VisionO3Error
+from vision_o3.gateway import health, models, problems, sign_in
+from vision_o3.gateway.auth import Tokens
+from vision_o3.gateway.deps import Gateway
+from vision_o3.gateway.logs import configure_logging
+from vision_o3.gateway.middleware import EarlyEnd, RequestLog
+from vision_o3.registry.claims import Timing
+from vision_o3.registry.maintenance import Sweeper
+from vision_o3.registry.services import ModelService
+from vision_o3.registry.spool import Spool
+from vision_o3.schemas.problems import Problem
+from vision_o3.settings import Settings, load_settings
+from vision_o3.storage.factory import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from datetime import datetime
+
+    from vision_o3.storage.base import ObjectStore
+
+_SIGNING_IN = 2
+"""Secrets hashed at the same time: 19 MiB and one processor each."""
+_DESCRIPTION = """\
+Publish models, fetch them verified. Every artifact is named by its content (CID);
+`GET /models/cid/{cid}/dag` gives what any byte range of it is verified with.
+
+Get a token at `POST /auth/token`, and send it as `Authorization: Bearer …`.
+Errors are RFC 9457 problem documents with a stable `code`.
+"""
+
+_log = structlog.get_logger(__name__)
+
+
+def create_app(
+    settings: Settings,
+    *,
+    store: ObjectStore | None = None,
+    database: Database | None = None,
+    clock: Callable[[], datetime] | None = None,
+) -> FastAPI:
+    """Return the gateway's application. Nothing is opened before its lifespan starts.
+
+    Args:
+        settings: All settings.
+        store: Used, and not closed, instead of the one that the settings name.
+        database: Likewise.
+        clock: Tells the time at which tokens are issued.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with _open_gateway(settings, store, database, clock) as (gateway, sweeper):
+            app.state.gateway = gateway
+            sweeping = asyncio.create_task(
+                _sweep_for_ever(sweeper, settings.sweep_interval_s)
+            )
+            try:
+                yield
+            finally:
+                sweeping.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await sweeping
+
+    app = FastAPI(
+        title="Vision-O3",
+        description=_DESCRIPTION,
+        version=__version__,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    for router in (models.router, sign_in.router, health.router):
+        app.include_router(router)
+    # The last one added is the first to see a request.
+    app.add_middleware(EarlyEnd)
+    problems.install(app)
+    app.add_middleware(RequestLog)
+    _describe_problems(app)
+    return app
+
+
+def app_from_environment() -> FastAPI:
+    """Return the application of a process of ``vision-o3 serve``."""
+    settings = load_settings()
+    configure_logging(settings.log_level)
+    return create_app(settings)
+
+
+def check_migrated(settings: Settings) -> None:
+    """Raise unless the database has this version's schema.
+
+    Raises:
+        ConfigurationError: It has not; the message says what to do.
+        DatabaseUnavailableError: It cannot be reached.
+    """
+    if not is_current(settings.database_url.get_secret_value()):
+        raise ConfigurationError(
+            "The database's tables are not those of this version. Run 'vision-o3 "
+            "admin migrate', or start with 'vision-o3 serve --migrate'.",
+        )
+
+
+def timing_of(settings: Settings) -> Timing:
+    """Return how long claims last and are waited for."""
+    return Timing(
+        lease=timedelta(seconds=settings.lease_s), claim_wait_s=settings.claim_wait_s
+    )
+
+
+@contextlib.contextmanager
+def _open_gateway(
+    settings: Settings,
+    store: ObjectStore | None,
+    database: Database | None,
+    clock: Callable[[], datetime] | None,
+) -> Iterator[tuple[Gateway, Sweeper]]:
+    """Open what the gateway needs; close what was opened."""
+    with contextlib.ExitStack() as opened:
+        check_migrated(settings)
+        if database is None:
+            database = Database(settings.database_url.get_secret_value())
+            opened.callback(database.close)
+        if store is None:
+            store = open_store(settings.store)
+            opened.callback(store.close)
+        spool = Spool(
+            settings.spool_directory,
+            max_size=settings.max_upload_bytes,
+            min_free=settings.min_free_bytes,
+        )
+        opened.callback(spool.close)
+        timing = timing_of(settings)
+        gateway = Gateway(
+            settings=settings,
+            database=database,
+            store=store,
+            spool=spool,
+            models=ModelService(database, store, timing),
+            tokens=Tokens(settings, clock),
+            signing_in=anyio.CapacityLimiter(_SIGNING_IN),
+            publishing=anyio.CapacityLimiter(settings.max_concurrent_publishes),
+        )
+        yield gateway, Sweeper(database, store, spool, timing)
+
+
+async def _sweep_for_ever(sweeper: Sweeper, interval_s: float) -> None:
+    while True:
+        try:
+            swept = await anyio.to_thread.run_sync(sweeper.sweep)
+        except VisionO3Error as error:
+            _log.warning("sweep.failed", reason=error.code)
+        except Exception:  # noqa: BLE001 - the edge of a task that must not die
+            _log.exception("sweep.failed")
+        else:
+            if any(asdict(swept).values()):
+                _log.info("sweep.done", **asdict(swept))
+        await asyncio.sleep(interval_s)
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Let the OpenAPI document hold the schema that all problems share."""
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = make()
+            schemas = document["components"]["schemas"]
+            problem = Problem.model_json_schema(
+                ref_template="#/components/schemas/{model}"
+            )
+            schemas.update(problem.pop("$defs"))
+            schemas["Problem"] = problem
+        return make()
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's way to extend it

@@ -1,0 +1,267 @@
+"""The reading routes of a collection: the same for models and datasets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import anyio.to_thread
+from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import RedirectResponse
+
+from vision_o3 import errors
+from vision_o3.content.cid import CID
+from vision_o3.gateway.deps import Gateway, GatewayDep
+from vision_o3.gateway.download import (
+    IMMUTABLE,
+    LATEST,
+    Download,
+    plan_reply,
+    version_headers,
+)
+from vision_o3.gateway.pages import link_header
+from vision_o3.gateway.problems import describe
+from vision_o3.naming import parse_version
+from vision_o3.registry.relaying import leaf_table
+from vision_o3.registry.values import Page, Version
+from vision_o3.schemas.versions import PageQuery, VersionLinks, VersionRead
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fastapi.params import Depends
+
+    from vision_o3.registry.services import ArtifactService
+
+CAR = "application/vnd.ipld.car; version=1"
+
+NamePath = Annotated[str, Path(description="The line's name.", examples=["yolov11"])]
+VersionPath = Annotated[str, Path(description="From 1 up.", examples=["1"])]
+CIDPath = Annotated[str, Path(description="The content's CID.")]
+
+READ_ERRORS = (
+    errors.UnauthenticatedError,
+    errors.PermissionDeniedError,
+    errors.InputError,
+    errors.NotFoundError,
+    errors.DatabaseUnavailableError,
+)
+_NAME = errors.InvalidNameError
+_NUMBER = errors.InvalidVersionError
+_CID = errors.InvalidCIDError
+_BYTES = (
+    errors.InvalidRangeError,
+    errors.IntegrityError,
+    errors.TransientStorageError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How one collection looks on the wire."""
+
+    collection: str
+    reader: Depends
+    """Lets in who may read the collection."""
+    service: Callable[[Gateway], ArtifactService]
+    read: type[VersionRead]
+    page: type[BaseModel]
+    describe: Callable[[Version], VersionRead]
+
+    def describe_page(self, page: Page) -> BaseModel:
+        """Return a page's document."""
+        return self.page(
+            items=[self.describe(item) for item in page.items],
+            page=page.page,
+            page_size=page.page_size,
+            total=page.total,
+        )
+
+
+def links_of(version: Version) -> VersionLinks:
+    """Return where to go on from a version."""
+    path = f"/{version.collection}/{version.name}/versions/{version.version}"
+    has_dag = version.sidecar_key is not None
+    return VersionLinks(
+        self=path,
+        download=f"{path}/download",
+        dag=f"/{version.collection}/cid/{version.cid}/dag" if has_dag else None,
+    )
+
+
+def add_retrieval_routes(router: APIRouter, shape: Shape) -> None:
+    """Add the routes that find and hand out what the collection has."""
+    _add_metadata_routes(router, shape)
+    _add_byte_routes(router, shape)
+
+
+def _add_metadata_routes(router: APIRouter, shape: Shape) -> None:
+    def by_cid(cid: CIDPath, gateway: GatewayDep) -> VersionRead:
+        """Return the newest version that has this content."""
+        return shape.describe(shape.service(gateway).by_cid(CID.parse(cid)))
+
+    def latest(name: NamePath, gateway: GatewayDep) -> VersionRead:
+        """Return the latest version."""
+        return shape.describe(shape.service(gateway).latest(name))
+
+    def history(
+        name: NamePath,
+        query: Annotated[PageQuery, Query()],
+        request: Request,
+        response: Response,
+        gateway: GatewayDep,
+    ) -> BaseModel:
+        """Return all versions of a line, newest first, page by page."""
+        page = shape.service(gateway).history(
+            name, page=query.page, page_size=query.page_size
+        )
+        response.headers["Link"] = link_header(request, page)
+        return shape.describe_page(page)
+
+    def one(name: NamePath, version: VersionPath, gateway: GatewayDep) -> VersionRead:
+        """Return one version."""
+        found = shape.service(gateway).version(name, parse_version(version))
+        return shape.describe(found)
+
+    for path, handler, answer, own_errors in (
+        ("/cid/{cid}", by_cid, shape.read, (_CID,)),
+        ("/{name}", latest, shape.read, (_NAME,)),
+        ("/{name}/versions", history, shape.page, (_NAME,)),
+        ("/{name}/versions/{version}", one, shape.read, (_NAME, _NUMBER)),
+    ):
+        router.add_api_route(
+            path,
+            handler,
+            methods=["GET"],
+            dependencies=[shape.reader],
+            response_model=answer,
+            responses=describe(*READ_ERRORS, *own_errors),
+            operation_id=f"{shape.collection}_{handler.__name__}",
+        )
+
+
+def _add_byte_routes(router: APIRouter, shape: Shape) -> None:
+    async def dag(cid: CIDPath, request: Request, gateway: GatewayDep) -> Response:
+        """Return the sidecar: the DAG's inner nodes, as a CARv1.
+
+        With it, any byte range of the file is verified against the CID.
+        """
+        return await run_in_threadpool(
+            _sidecar_answer, shape.service(gateway), CID.parse(cid), request
+        )
+
+    async def download_cid(
+        cid: CIDPath, request: Request, gateway: GatewayDep
+    ) -> Response:
+        """Return the content's bytes."""
+        service = shape.service(gateway)
+        found = await run_in_threadpool(service.by_cid, CID.parse(cid))
+        return await _hand_out(request, gateway, service, found, IMMUTABLE)
+
+    async def download(
+        name: NamePath,
+        request: Request,
+        gateway: GatewayDep,
+        version: Annotated[str | None, Query(description="Default: latest.")] = None,
+    ) -> Response:
+        """Return the bytes of the latest version, or of the one asked for."""
+        if version is not None:
+            return await download_version(name, version, request, gateway)
+        service = shape.service(gateway)
+        found = await run_in_threadpool(service.latest, name)
+        return await _hand_out(request, gateway, service, found, LATEST)
+
+    async def download_version(
+        name: NamePath, version: VersionPath, request: Request, gateway: GatewayDep
+    ) -> Response:
+        """Return the bytes of one version."""
+        service = shape.service(gateway)
+        found = await run_in_threadpool(service.version, name, parse_version(version))
+        return await _hand_out(request, gateway, service, found, IMMUTABLE)
+
+    bytes_media: Sequence[str] = ("application/octet-stream",)
+    for path, handler, media, own_errors in (
+        ("/cid/{cid}/dag", dag, (CAR,), (_CID,)),
+        ("/cid/{cid}/download", download_cid, bytes_media, (_CID,)),
+        ("/{name}/download", download, bytes_media, (_NAME, _NUMBER)),
+        (
+            "/{name}/versions/{version}/download",
+            download_version,
+            bytes_media,
+            (_NAME, _NUMBER),
+        ),
+    ):
+        for method in ("GET", "HEAD"):
+            router.add_api_route(
+                path,
+                handler,
+                methods=[method],
+                dependencies=[shape.reader],
+                response_class=Response,
+                responses={
+                    **_describe_bytes(media, ranges=handler is not dag),
+                    **describe(*READ_ERRORS, *own_errors, *_BYTES),
+                },
+                operation_id=f"{shape.collection}_{handler.__name__}_{method.lower()}",
+            )
+
+
+def _describe_bytes(media: Sequence[str], *, ranges: bool) -> dict[int | str, dict]:  # type: ignore[type-arg]  # OpenAPI's own shape
+    content = {
+        kind: {"schema": {"type": "string", "format": "binary"}} for kind in media
+    }
+    described: dict[int | str, dict] = {  # type: ignore[type-arg]  # as above
+        200: {"description": "All of it.", "content": content},
+        304: {"description": "What the caller has (If-None-Match) is current."},
+    }
+    if ranges:
+        described[206] = {"description": "The range asked for.", "content": content}
+        described[307] = {"description": "Fetch it from the store, at Location."}
+    return described
+
+
+async def _hand_out(
+    request: Request,
+    gateway: Gateway,
+    service: ArtifactService,
+    version: Version,
+    cache_control: str,
+) -> Response:
+    """Answer with a version's bytes, or with where the store serves them."""
+    settings = gateway.settings
+    reply = plan_reply(version, request.method, request.headers, cache_control)
+    # A signed URL is for GET only, so HEAD is answered here.
+    if settings.direct_downloads and request.method == "GET" and reply.status < 300:  # noqa: PLR2004 - there are bytes to send
+        ttl_s = settings.direct_downloads_ttl_s
+        url = await anyio.to_thread.run_sync(
+            lambda: service.presigned_url(version, ttl_s=ttl_s)
+        )
+        if url is not None:
+            return RedirectResponse(
+                url, 307, headers=version_headers(version, "private, no-store")
+            )
+    return Download(service, version, reply, stall_timeout_s=settings.stall_timeout_s)
+
+
+def _sidecar_answer(service: ArtifactService, cid: CID, request: Request) -> Response:
+    version = service.by_cid(cid)
+    sidecar = service.sidecar(version)
+    if sidecar is None:
+        raise errors.NotFoundError(
+            f"{cid} has no sidecar: it names a single leaf, whose bytes verify "
+            "themselves. Fetch them and compare their sha-256.",
+            cid=str(cid),
+        )
+    leaf_table(cid, version.file_size, sidecar)  # only what the CID names is sent
+    etag = f'"{cid}.car"'
+    headers = {
+        **version_headers(version, IMMUTABLE),
+        "ETag": etag,
+        "Content-Disposition": f'attachment; filename="{cid}.car"',
+        "X-Content-Type-Options": "nosniff",
+    }
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return Response(sidecar, headers=headers, media_type=CAR)

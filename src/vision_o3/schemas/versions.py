@@ -1,0 +1,94 @@
+"""What models and datasets have in common on the wire."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MAX_PAGE_SIZE = 200
+Sort = Literal["name", "-name", "created_at", "-created_at", "size", "-size"]
+
+
+class VersionLinks(BaseModel):
+    """Where to go on from a version; paths on this gateway."""
+
+    self: str
+    download: str
+    dag: str | None = Field(
+        default=None,
+        exclude_if=lambda path: path is None,
+        description="The sidecar; absent for content of one leaf (at most 1 MiB).",
+    )
+
+
+class VersionRead(BaseModel):
+    """One published version, as answered by every route that names it."""
+
+    id: str
+    name: str
+    version: int = Field(ge=1)
+    cid: str = Field(description="Names the file's bytes: CIDv1, unixfs-v1-2025.")
+    file_size: int = Field(ge=0, description="Bytes.")
+    description: str
+    tags: list[str]
+    owner_id: str = Field(description="Who published the first version.")
+    created_at: datetime
+    facts: dict[str, Any] = Field(description="What was read from the file itself.")
+    links: VersionLinks
+
+
+class StrictQuery(BaseModel):
+    """Query parameters; one that is not among them is an error, not ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, values: dict[str, Any]) -> dict[str, Any]:
+        unknown = sorted(set(values) - set(cls.model_fields))
+        if unknown:
+            raise ValueError(
+                f"unknown parameter {unknown[0][:64]!r}; "
+                f"there are {', '.join(sorted(cls.model_fields))}"
+            )
+        return values
+
+
+class PageQuery(StrictQuery):
+    """Which page of a list."""
+
+    page: Annotated[int, Field(ge=1, le=1_000_000, description="From 1.")] = 1
+    page_size: Annotated[int, Field(ge=1, le=MAX_PAGE_SIZE)] = 50
+
+
+class ListQuery(PageQuery):
+    """Which lines of a collection, judged by their latest versions."""
+
+    tags: list[str] = Field(
+        default_factory=list,
+        max_length=64,
+        description="All of them; repeated or separated by commas.",
+    )
+    owner: str | None = Field(default=None, max_length=128)
+    q: str | None = Field(
+        default=None, max_length=200, description="Part of name or description."
+    )
+    sort: Sort = Field(default="name", description="`-` sorts downwards.")
+
+    def wanted_tags(self) -> tuple[str, ...]:
+        """Return the tags asked for, one by one."""
+        return split_tags(self.tags)
+
+    @model_validator(mode="after")
+    def _check_tags(self) -> Self:
+        if len(self.wanted_tags()) > 64:  # noqa: PLR2004 - as for the list above
+            raise ValueError("at most 64 tags")
+        return self
+
+
+def split_tags(given: list[str]) -> tuple[str, ...]:
+    """Return tags that were repeated or separated by commas, one by one."""
+    parts = (part.strip() for text in given for part in text.split(","))
+    return tuple(part for part in parts if part)
