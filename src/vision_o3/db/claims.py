@@ -155,6 +155,7 @@ def publish_claim(
     now: datetime,
 ) -> bool:
     """Make a claimed version its line's current one; false if it is not ours."""
+    version = collection.version
     line = _lock_line(session, collection, version_id)
     number = _update_claim(
         session,
@@ -168,6 +169,14 @@ def publish_claim(
     )
     if line is None or number is None:
         return False
+    session.execute(
+        update(version)
+        .where(version.line_id == line.id, version.is_current)
+        .values(is_current=False)
+    )
+    session.execute(
+        update(version).where(version.id == version_id).values(is_current=True)
+    )
     line.current_version = number
     session.flush()
     return True

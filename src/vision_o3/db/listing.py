@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, exists, false, func, or_, select
+from sqlalchemy import ColumnElement, false, func, or_, select
 
 from vision_o3.db.statements import FRESH, Found, current, is_sqlite, pairs, storable
 from vision_o3.errors import InputError
@@ -43,7 +43,7 @@ def list_latest(
 ) -> tuple[int, list[Found]]:
     """Return how many lines pass all filters, and some with their current versions.
 
-    ``sort`` is one of ``SORTS``; equals follow by name.
+    ``sort`` is one of ``SORTS``; equals follow by id, so that paging is stable.
 
     Raises:
         InputError: Not a sort order.
@@ -57,11 +57,11 @@ def list_latest(
         .limit(limit),
         execution_options=FRESH,
     )
-    total = session.execute(
-        select(func.count()).select_from(
-            current(collection).where(*conditions).subquery()
-        )
-    ).scalar_one()
+    line, version = collection.line, collection.version
+    counted = select(func.count()).select_from(version).where(version.is_current)
+    if filters.owner is not None or filters.q:
+        counted = counted.join(line, version.line_id == line.id)
+    total = session.execute(counted.where(*conditions)).scalar_one()
     return total, pairs(rows)
 
 
@@ -91,7 +91,7 @@ def _conditions(
     if filters.owner is not None:
         conditions.append(line.owner_id == filters.owner)
     conditions += [
-        exists().where(tag.version_id == version.id, tag.tag == wanted)
+        version.id.in_(select(tag.version_id).where(tag.tag == wanted))
         for wanted in filters.tags
     ]
     if filters.q:
@@ -108,14 +108,16 @@ def _conditions(
 
 
 def _order(collection: Collection, sort: str) -> list[ColumnElement[Any]]:
-    line, version = collection.line, collection.version
-    columns: dict[str, InstrumentedAttribute[Any]] = {
-        "name": line.name,
-        "created_at": version.created_at,
-        "size": version.file_size,
-    }
     if sort not in SORTS:
         raise InputError(f"{sort!r} is not a sort order. Use one of {SORTS}.")
-    column = columns[sort.removeprefix("-")]
-    first = column.desc() if sort.startswith("-") else column.asc()
-    return [first] if column is columns["name"] else [first, line.name.asc()]
+    line, version = collection.line, collection.version
+    orders: dict[str, list[InstrumentedAttribute[Any]]] = {
+        "name": [line.name],
+        "created_at": [version.created_at, version.id],
+        "size": [version.file_size, version.id],
+    }
+    columns = orders[sort.removeprefix("-")]
+    # All in one direction, so that an index gives the order.
+    return [
+        column.desc() if sort.startswith("-") else column.asc() for column in columns
+    ]

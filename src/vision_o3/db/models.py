@@ -43,7 +43,14 @@ _NAME = String(128).with_variant(String(128, collation="C"), "postgresql")
 _ID = String(255).with_variant(String(255, collation="C"), "postgresql")
 _KEY = Text()
 _AUDIT_ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts INTEGER only
-_IS_STORING = text("state = 'storing'")
+_WHERE_STORING: dict[str, Any] = {
+    "sqlite_where": text("state = 'storing'"),
+    "postgresql_where": text("state = 'storing'"),
+}
+_WHERE_CURRENT: dict[str, Any] = {
+    "sqlite_where": text("is_current = 1"),
+    "postgresql_where": text("is_current"),
+}
 
 
 def _folded(context: DefaultExecutionContext) -> str:
@@ -91,6 +98,8 @@ class VersionColumns:
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     version: Mapped[int]
     state: Mapped[str] = mapped_column(String(16), default=STORING)
+    is_current: Mapped[bool] = mapped_column(default=False)
+    """Whether this is the line's ``current_version``. Lists are of these alone."""
     cid: Mapped[CID] = mapped_column(index=True)
     file_size: Mapped[int] = mapped_column(BigInteger)
     """Bytes."""
@@ -120,7 +129,7 @@ def _line_constraints() -> tuple[UniqueConstraint | CheckConstraint, ...]:
 
 
 def _version_constraints(
-    table: str, line_id: str
+    table: str, line_id: str, *labels: str
 ) -> tuple[UniqueConstraint | CheckConstraint | Index, ...]:
     return (
         UniqueConstraint(line_id, "version"),
@@ -133,12 +142,12 @@ def _version_constraints(
             " AND lease_expires_at IS NULL AND published_at IS NOT NULL)",
             "state",
         ),
-        Index(
-            f"uq_{table}_storing",
-            line_id,
-            unique=True,
-            sqlite_where=_IS_STORING,
-            postgresql_where=_IS_STORING,
+        CheckConstraint("state = 'published' OR NOT is_current", "is_current"),
+        Index(f"uq_{table}_storing", line_id, unique=True, **_WHERE_STORING),
+        Index(f"uq_{table}_current", line_id, unique=True, **_WHERE_CURRENT),
+        *(
+            Index(f"ix_{table}_current_{column}", column, "id", **_WHERE_CURRENT)
+            for column in ("created_at", "file_size", *labels)
         ),
     )
 
@@ -154,23 +163,26 @@ class ModelVersionRow(VersionColumns, Base):
     """A version of a model, or a claim to store one."""
 
     __tablename__ = "model_versions"
-    __table_args__ = _version_constraints(__tablename__, "model_id")
+    __table_args__ = _version_constraints(
+        __tablename__, "model_id", "framework", "model_type", "file_format"
+    )
 
     line_id: Mapped[UUID] = mapped_column("model_id", ForeignKey("models.id"))
-    framework: Mapped[str] = mapped_column(String(64), index=True)
-    model_type: Mapped[str] = mapped_column(String(64), index=True)
-    file_format: Mapped[str] = mapped_column(String(16), index=True)
+    framework: Mapped[str] = mapped_column(String(64))
+    model_type: Mapped[str] = mapped_column(String(64))
+    file_format: Mapped[str] = mapped_column(String(16))
 
 
 class ModelTagRow(Base):
     """One tag of a model's version, for filtering."""
 
     __tablename__ = "model_tags"
+    __table_args__ = (Index(None, "tag", "version_id"),)
 
     version_id: Mapped[UUID] = mapped_column(
         ForeignKey("model_versions.id", ondelete="CASCADE"), primary_key=True
     )
-    tag: Mapped[str] = mapped_column(String(64), primary_key=True, index=True)
+    tag: Mapped[str] = mapped_column(String(64), primary_key=True)
 
 
 class DatasetRow(LineColumns, Base):
@@ -184,10 +196,10 @@ class DatasetVersionRow(VersionColumns, Base):
     """A version of a dataset, or a claim to store one."""
 
     __tablename__ = "dataset_versions"
-    __table_args__ = _version_constraints(__tablename__, "dataset_id")
+    __table_args__ = _version_constraints(__tablename__, "dataset_id", "format")
 
     line_id: Mapped[UUID] = mapped_column("dataset_id", ForeignKey("datasets.id"))
-    file_format: Mapped[str] = mapped_column("format", String(16), index=True)
+    file_format: Mapped[str] = mapped_column("format", String(16))
     manifest_cid: Mapped[CID | None]
 
 
@@ -195,11 +207,12 @@ class DatasetTagRow(Base):
     """One tag of a dataset's version, for filtering."""
 
     __tablename__ = "dataset_tags"
+    __table_args__ = (Index(None, "tag", "version_id"),)
 
     version_id: Mapped[UUID] = mapped_column(
         ForeignKey("dataset_versions.id", ondelete="CASCADE"), primary_key=True
     )
-    tag: Mapped[str] = mapped_column(String(64), primary_key=True, index=True)
+    tag: Mapped[str] = mapped_column(String(64), primary_key=True)
 
 
 class UserRow(Base):

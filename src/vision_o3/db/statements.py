@@ -40,7 +40,11 @@ def published(collection: Collection) -> Select[Any, Any]:
 def current(collection: Collection) -> Select[Any, Any]:
     """Select the current versions with their lines."""
     line, version = collection.line, collection.version
-    return published(collection).where(version.version == line.current_version)
+    return (
+        select(line, version)
+        .join(version, version.line_id == line.id)
+        .where(version.is_current)
+    )
 
 
 def pairs(rows: Iterable[Row[Any, Any]]) -> list[Found]:

@@ -16,7 +16,14 @@ _NAME = sa.String(128).with_variant(sa.String(128, collation="C"), "postgresql")
 _USER_ID = sa.String(255).with_variant(sa.String(255, collation="C"), "postgresql")
 _TIME = sa.DateTime(timezone=True)
 _COUNTER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-_STORING = sa.text("state = 'storing'")
+_STORING: dict[str, Any] = {
+    "sqlite_where": sa.text("state = 'storing'"),
+    "postgresql_where": sa.text("state = 'storing'"),
+}
+_CURRENT: dict[str, Any] = {
+    "sqlite_where": sa.text("is_current = 1"),
+    "postgresql_where": sa.text("is_current"),
+}
 
 # (collection, version table, tag table, line column, columns of its own)
 _COLLECTIONS: list[tuple[str, str, str, str, dict[str, Any]]] = [
@@ -57,7 +64,7 @@ def upgrade() -> None:
                 ondelete="CASCADE",
             ),
         )
-        op.create_index(f"ix_{tags}_tag", tags, ["tag"])
+        op.create_index(f"ix_{tags}_tag_version_id", tags, ["tag", "version_id"])
     op.create_table(
         "users",
         sa.Column("id", _USER_ID, nullable=False),
@@ -117,6 +124,7 @@ def _create_versions(
         sa.Column(line_id, sa.Uuid(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
+        sa.Column("is_current", sa.Boolean(), nullable=False),
         sa.Column("cid", sa.String(59), nullable=False),
         *(sa.Column(name, kind, nullable=False) for name, kind in labels.items()),
         sa.Column("file_size", sa.BigInteger(), nullable=False),
@@ -147,14 +155,16 @@ def _create_versions(
             " AND lease_expires_at IS NULL AND published_at IS NOT NULL)",
             name=op.f(f"ck_{table}_state"),
         ),
+        sa.CheckConstraint(
+            "state = 'published' OR NOT is_current",
+            name=op.f(f"ck_{table}_is_current"),
+        ),
     )
-    for column in ("cid", *labels, "object_key", "sidecar_key", "record_key"):
+    for column in ("cid", "object_key", "sidecar_key", "record_key"):
         op.create_index(f"ix_{table}_{column}", table, [column])
-    op.create_index(
-        f"uq_{table}_storing",
-        table,
-        [line_id],
-        unique=True,
-        sqlite_where=_STORING,
-        postgresql_where=_STORING,
-    )
+    op.create_index(f"uq_{table}_storing", table, [line_id], unique=True, **_STORING)
+    op.create_index(f"uq_{table}_current", table, [line_id], unique=True, **_CURRENT)
+    for column in ("created_at", "file_size", *labels):
+        op.create_index(
+            f"ix_{table}_current_{column}", table, [column, "id"], **_CURRENT
+        )
