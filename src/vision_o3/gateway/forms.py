@@ -8,6 +8,7 @@ and a body that ends too soon is refused.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -18,14 +19,16 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from vision_o3.errors import IncompleteUploadError, InputError, LimitExceededError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator
 
     from starlette.requests import Request
 
     from vision_o3.registry.spool import Spool, Spooled
 
-    Fields: TypeAlias = Mapping[str, list[str]]
-    Check: TypeAlias = Callable[[Fields, str | None], object]
+Fields: TypeAlias = Mapping[str, list[str]]
+"""Each field's values, in the order in which they came."""
+Check: TypeAlias = Callable[[Fields, str | None], object]
+"""Takes the fields so far and the file's name."""
 
 FILE = "file"
 """The name of the one part that is a file."""

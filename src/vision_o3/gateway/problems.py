@@ -137,7 +137,7 @@ def _answer_ours(request: Request, error: Exception) -> Response:
     retry_after_s = error.values.get("retry_after_s", row.retry_after_s)
     if retry_after_s is not None:
         headers["Retry-After"] = str(retry_after_s)
-    if row.status == http.HTTPStatus.UNAUTHORIZED:
+    if isinstance(error, errors.AuthError):
         headers["WWW-Authenticate"] = error.values.get("challenge", "Bearer")
     if isinstance(error, errors.InvalidRangeError) and "size" in error.values:
         headers["Content-Range"] = f"bytes */{error.values['size']}"
