@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 from contextlib import contextmanager
 from functools import partial
@@ -43,12 +44,8 @@ _DRIVERS = {
 }
 _POOL_SIZE = 10
 """Connections kept; as many again are opened under load."""
-_WAIT_S = 30
+_WAIT_S = 30.0
 """For a lock or a connection. All transactions are short."""
-_POSTGRES_OPTIONS = (
-    f"-c statement_timeout={_WAIT_S}s -c lock_timeout={_WAIT_S // 2}s"
-    f" -c idle_in_transaction_session_timeout={2 * _WAIT_S}s"
-)
 BEGIN = "vision_o3_begin"
 """Execution option: the statements that begin a transaction on SQLite."""
 _MISSING_TABLE = {"42P01", "42703", "3F000"}
@@ -63,14 +60,18 @@ class Database:
     Args:
         url: ``sqlite:///path`` or ``postgresql://…``.
         echo: Log every statement (without its values).
+        wait_s: How long to wait for a lock or a free connection.
 
     Raises:
         ConfigurationError: The URL is not of these, or its driver is not installed.
             The message never shows a password.
     """
 
-    def __init__(self, url: str, *, echo: bool = False) -> None:
-        self._engine = make_engine(url, echo=echo)
+    def __init__(
+        self, url: str, *, echo: bool = False, wait_s: float = _WAIT_S
+    ) -> None:
+        self._wait_s = wait_s
+        self._engine = make_engine(url, echo=echo, wait_s=wait_s)
         self.dialect = cast("Dialect", self._engine.dialect.name)
         if self.dialect == "sqlite":
             self._reader: Engine = self._engine.execution_options(
@@ -111,7 +112,7 @@ class Database:
                 commit, nobody knows whether it was done: read back.
             ConfigurationError: Its tables are missing or too old.
         """
-        if not self._turn.acquire(timeout=_WAIT_S):
+        if not self._turn.acquire(timeout=self._wait_s):
             raise DatabaseUnavailableError("The database is busy. Try again.")
         try:
             with (
@@ -128,18 +129,10 @@ class Database:
         self._engine.dispose()
 
 
-def make_engine(url: str, *, echo: bool = False) -> Engine:
+def make_engine(url: str, *, echo: bool = False, wait_s: float = _WAIT_S) -> Engine:
     """Return an engine for one of our two databases; see ``Database``."""
     parsed = parse_url(url)
-    options: dict[str, Any] = {}
-    if parsed.get_backend_name() == "sqlite":
-        options["connect_args"] = {"timeout": _WAIT_S}
-    else:
-        options["pool_pre_ping"] = True
-        options["connect_args"] = {
-            "connect_timeout": parsed.query.get("connect_timeout", "10"),
-            "options": f"{_POSTGRES_OPTIONS} {parsed.query.get('options', '')}",
-        }
+    is_sqlite = parsed.get_backend_name() == "sqlite"
     try:
         engine = create_engine(
             parsed,
@@ -148,14 +141,15 @@ def make_engine(url: str, *, echo: bool = False) -> Engine:
             json_serializer=partial(json.dumps, allow_nan=False),
             pool_size=_POOL_SIZE,
             max_overflow=_POOL_SIZE,
-            pool_timeout=_WAIT_S,
-            **options,
+            pool_timeout=wait_s,
+            pool_pre_ping=not is_sqlite,
+            connect_args={"timeout": wait_s} if is_sqlite else _libpq(parsed, wait_s),
         )
-    except ModuleNotFoundError as exc:
+    except ImportError as exc:
         raise ConfigurationError(
             "PostgreSQL needs its driver: pip install 'vision-o3[gateway,postgres]'."
         ) from exc
-    if engine.dialect.name == "sqlite":
+    if is_sqlite:
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -182,7 +176,30 @@ def parse_url(url: str) -> URL:
         or parsed.query
     ):
         raise ConfigurationError(f"The SQLite URL must name a file. {_ACCEPTED}")
+    if "@" in (parsed.host or ""):
+        raise ConfigurationError(
+            "The database URL has '@' in its password. Write it there as %40."
+        )
     return parsed.set(drivername=driver)
+
+
+def _libpq(url: URL, wait_s: float) -> dict[str, Any]:
+    """Return connection parameters that find a dead server or a stuck lock out.
+
+    What the URL says goes before.
+    """
+    wait_ms = round(wait_s * 1000)
+    options = (
+        f"-c statement_timeout={wait_ms} -c lock_timeout={wait_ms}"
+        f" -c idle_in_transaction_session_timeout={2 * wait_ms}"
+    )
+    return {
+        "connect_timeout": "10",
+        "keepalives_idle": "30",
+        "tcp_user_timeout": "30000",
+        **url.query,
+        "options": f"{options} {url.query.get('options', '')}",
+    }
 
 
 def _set_up_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
@@ -212,11 +229,19 @@ def _our_errors() -> Iterator[None]:
                 "The database's tables are missing or too old. "
                 "Run 'vision-o3 admin migrate'."
             ) from exc
-        if isinstance(exc, OperationalError | InterfaceError):
+        if _is_lost(exc):
             raise DatabaseUnavailableError(
                 "The database did not answer. Try again in a moment."
             ) from exc
         raise
+
+
+def _is_lost(error: DBAPIError) -> bool:
+    # SQLite's code 1 is for statements that are wrong: our mistake, not its state.
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    return isinstance(error, OperationalError | InterfaceError) and (
+        code != sqlite3.SQLITE_ERROR
+    )
 
 
 def _lacks_tables(error: DBAPIError) -> bool:
