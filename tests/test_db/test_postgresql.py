@@ -7,8 +7,8 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import text
-
 from tests.conformance.metadata_store import NOW, MetadataStoreConformance, publish
+
 from vision_o3.db import queries
 from vision_o3.db.engine import Database
 from vision_o3.db.migrate import migrate
@@ -48,10 +48,7 @@ def _hang_up(session: Any) -> None:
 
 
 def test_lost_connection_is_told_apart_and_replaced(database: Database) -> None:
-    with (
-        pytest.raises(DatabaseUnavailableError),
-        database.write() as session,
-    ):
+    with pytest.raises(DatabaseUnavailableError), database.write() as session:  # noqa: PT012 - a whole transaction
         _hang_up(session)
         queries.insert_user(session, "ann", [], "", NOW)
     with database.write() as session:
@@ -59,10 +56,7 @@ def test_lost_connection_is_told_apart_and_replaced(database: Database) -> None:
 
 
 def test_connection_lost_on_commit_is_told_apart(database: Database) -> None:
-    with (
-        pytest.raises(DatabaseUnavailableError),
-        database.write() as session,
-    ):
+    with pytest.raises(DatabaseUnavailableError), database.write() as session:  # noqa: PT012 - a whole transaction
         queries.insert_user(session, "ann", [], "", NOW)
         _hang_up(session)
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 from sqlalchemy.orm import Session
-
 from tests.conformance.metadata_store import (
     NOW,
     MetadataStoreConformance,
@@ -16,6 +15,7 @@ from tests.conformance.metadata_store import (
     claim,
     publish,
 )
+
 from vision_o3.db import queries
 from vision_o3.db.engine import Database
 from vision_o3.db.migrate import current_revision, is_current, migrate
@@ -113,7 +113,6 @@ def test_second_thread_waits_its_turn_and_no_longer(url: str) -> None:
 def test_migrating_refuses_to_leave_broken_links(url: str, database: Database) -> None:
     publish(database, MODELS)
     with database.write() as session:
-        session.execute(text("PRAGMA defer_foreign_keys=ON"))
         connection: Any = session.connection().connection.driver_connection
         session.rollback()
         connection.execute("PRAGMA query_only=OFF")

@@ -46,6 +46,8 @@ _POOL_SIZE = 10
 """Connections kept; as many again are opened under load."""
 _WAIT_S = 30.0
 """For a lock or a connection. All transactions are short."""
+_IDLE_S = 120
+"""How long a gateway that hangs may keep its locks on PostgreSQL."""
 BEGIN = "vision_o3_begin"
 """Execution option: the statements that begin a transaction on SQLite."""
 _MISSING_TABLE = {"42P01", "42703", "3F000"}
@@ -191,7 +193,7 @@ def _libpq(url: URL, wait_s: float) -> dict[str, Any]:
     wait_ms = round(wait_s * 1000)
     options = (
         f"-c statement_timeout={wait_ms} -c lock_timeout={wait_ms}"
-        f" -c idle_in_transaction_session_timeout={2 * wait_ms}"
+        f" -c idle_in_transaction_session_timeout={_IDLE_S * 1000}"
     )
     return {
         "connect_timeout": "10",
@@ -239,8 +241,9 @@ def _our_errors() -> Iterator[None]:
 def _is_lost(error: DBAPIError) -> bool:
     # SQLite's code 1 is for statements that are wrong: our mistake, not its state.
     code = getattr(error.orig, "sqlite_errorcode", None)
-    return isinstance(error, OperationalError | InterfaceError) and (
-        code != sqlite3.SQLITE_ERROR
+    return error.connection_invalidated or (
+        isinstance(error, OperationalError | InterfaceError)
+        and code != sqlite3.SQLITE_ERROR
     )
 
 
