@@ -22,7 +22,7 @@ _COMMANDS = "vision_o3.gateway.commands"
 def add_commands(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not name the type
     """Add ``serve``, ``user`` and ``admin`` to a parser's commands.
 
-    Each sets ``run``, a function of the parsed arguments.
+    Each sets ``work``, a function of the parsed arguments.
     """
     serve = subparsers.add_parser(
         "serve",
@@ -87,13 +87,13 @@ def _add_admin_commands(subparsers: Any) -> None:  # noqa: ANN401 - as above
 
 
 def _runs(parser: ArgumentParser, command: str) -> None:
-    parser.set_defaults(run=_lazily(command))
+    parser.set_defaults(work=_lazily(command))
 
 
 def _lazily(command: str) -> Callable[[Namespace], int]:
     """Return a function that loads the gateway's libraries only when it is called."""
 
-    def run(arguments: Namespace) -> int:
+    def work(arguments: Namespace) -> int:
         try:
             commands = importlib.import_module(_COMMANDS)
         except ModuleNotFoundError as error:
@@ -104,4 +104,4 @@ def _lazily(command: str) -> Callable[[Namespace], int]:
         result: int = getattr(commands, command)(arguments)
         return result
 
-    return run
+    return work

@@ -56,6 +56,7 @@ def configure_logging(level: str) -> None:
                 # Their lines repeat ours, or speak of every piece of a form.
                 "uvicorn.access": {"handlers": [], "propagate": False},
                 "python_multipart": {"level": "ERROR"},
+                "alembic": {"level": "WARNING"},
             },
         }
     )

@@ -74,7 +74,8 @@ class RequestLog:
                 headers.append((REQUEST_ID_HEADER, given))
                 message = {**message, "headers": headers}
             elif message["type"] == "http.response.body":
-                sent += len(message.get("body", b""))
+                if scope["method"] != "HEAD":  # whose body the server drops
+                    sent += len(message.get("body", b""))
                 complete = not message.get("more_body", False)
             await send(message)
 
