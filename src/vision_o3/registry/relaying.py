@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from vision_o3.registry.values import Version
     from vision_o3.storage.base import ObjectStore
 
+_AHEAD = 3
+"""Leaves that are verified while one is being handed on."""
 _CACHED_LEAVES = 1_000_000
 """Leaves whose digests are kept in memory: 32 MB, for 1 TB of artifacts."""
 
@@ -93,8 +95,8 @@ class Relay:
         """Yield the bytes ``[start, end)`` of a version, verified, in order.
 
         Whole leaves are read, also where the range takes a part of one, so nothing
-        unverified is handed on. The next leaf is read and verified while the caller
-        is busy with the last. Close the generator when leaving it early.
+        unverified is handed on. The next leaf is verified while the caller is busy
+        with the last: two are held. Close the generator when leaving it early.
 
         Raises:
             IntegrityError: The store's bytes are not what the CID names.
@@ -103,33 +105,37 @@ class Relay:
         if start == end:
             return
         table = await anyio.to_thread.run_sync(self.table, version)
-        async with aclosing(self._verified(version, table, start, end)) as leaves:
-            ahead = asyncio.ensure_future(anext(leaves, None))
-            try:
-                while (leaf := await ahead) is not None:
-                    ahead = asyncio.ensure_future(anext(leaves, None))
-                    yield leaf
-            finally:
-                ahead.cancel()
-                await asyncio.gather(ahead, return_exceptions=True)
-
-    async def _verified(
-        self, version: Version, table: LeafTable, start: int, end: int
-    ) -> AsyncGenerator[memoryview]:
         indices = table.covering(start, end)
         first, last = table.span(indices[0])[0], table.span(indices[-1])[1]
-        pieces = self._store.stream(version.object_key, first, last)
-        index = indices[0]
-        async for leaf in _cut(pieces, table.chunk_size):
-            await asyncio.to_thread(table.verify, index, leaf)
+        loop = asyncio.get_running_loop()
+        ahead: deque[tuple[int, memoryview, asyncio.Future[None]]] = deque()
+
+        async def verified() -> memoryview:
+            index, leaf, check = ahead.popleft()
+            await check
             at, until = table.span(index)
-            yield leaf[max(start - at, 0) : min(end, until) - at]
-            index += 1
-        if index != indices[-1] + 1:
+            return leaf[max(start - at, 0) : min(end, until) - at]
+
+        read = iter(indices)
+        pieces = self._store.stream(version.object_key, first, last)
+        try:
+            async with aclosing(_cut(pieces, table.chunk_size)) as leaves:
+                async for leaf in leaves:
+                    index = next(read)
+                    check = loop.run_in_executor(None, table.verify, index, leaf)
+                    ahead.append((index, leaf, check))
+                    if len(ahead) > _AHEAD:
+                        yield await verified()
+            while ahead:
+                yield await verified()
+        finally:
+            for _, _, check in ahead:
+                check.cancel()
+        if (missing := next(read, None)) is not None:
             raise LengthMismatchError(
                 f"The object {version.object_key} ended early.",
                 expected=last,
-                actual=table.span(index)[0],
+                actual=table.span(missing)[0],
             )
 
 

@@ -21,7 +21,7 @@ def open_store(location: str) -> ObjectStore:
     """
     if "://" in location:
         raise ConfigurationError(
-            f"VISION_O3_STORE={location.split('://')[0]}://… is of a kind that this "
+            f"VISION_O3_STORE={location.partition('://')[0]}://… is of a kind that this "
             "version cannot use. Name a directory, for example ./vision-o3/objects.",
         )
     return LocalStore(Path(location).expanduser())

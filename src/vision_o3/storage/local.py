@@ -15,7 +15,6 @@ import shutil
 import time
 import uuid
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
@@ -27,11 +26,12 @@ from vision_o3.storage.obstore_adapter import (
     STREAM_PIECE,
     ObstoreAdapter,
     already_exists,
-    not_found,
+    translated,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
+    from pathlib import Path
 
 _INCOMING = ".incoming"
 """Where objects are written before they are linked into place; never listed."""
@@ -51,20 +51,20 @@ class LocalStore(ObstoreAdapter):
     def __init__(self, root: Path) -> None:
         self._root = root
         self._incoming = root / _INCOMING
-        with _disk_errors(str(root)):
+        with _disk_errors():
             self._incoming.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
         super().__init__(ObstoreLocal(str(root)))
 
     def put(self, key: str, content: bytes) -> None:
         """Store a small object; see ``ObjectStore.put``."""
-        with _disk_errors(key), self._incoming_file() as path:
+        with _disk_errors(), self._incoming_file() as path:
             path.write_bytes(content)
             self._link(path, key)
 
     def put_file(self, key: str, path: Path) -> None:
         """Store a file, by a hard link where possible; see ``ObjectStore.put_file``."""
-        with _disk_errors(key):
+        with _disk_errors():
             try:
                 self._link(path, key)
             except OSError as error:
@@ -79,11 +79,11 @@ class LocalStore(ObstoreAdapter):
     ) -> AsyncGenerator[bytes | memoryview]:
         """Yield the bytes ``[start, end)``; see ``ObjectStore.stream``."""
         await anyio.to_thread.run_sync(self._size_for, key, start, end)
-        with _disk_errors(key):
+        with translated(key):
             descriptor = os.open(self._root / key, os.O_RDONLY)
         try:
             while start < end:
-                with _disk_errors(key):
+                with _disk_errors():
                     piece = await anyio.to_thread.run_sync(
                         os.pread, descriptor, min(STREAM_PIECE, end - start), start
                     )
@@ -138,15 +138,14 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(key: str) -> Iterator[None]:
-    """Turn the operating system's errors about a key into ours."""
+def _disk_errors() -> Iterator[None]:
+    """Turn the operating system's errors into ours."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise not_found(key) from error
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
             raise StorageFullError(
                 "The object store's disk is full. Tell the gateway's operator.",
             ) from error
-        raise StorageError(f"The object store's disk failed on {key}.") from error
+        reason = error.strerror or type(error).__name__
+        raise StorageError(f"The object store's disk failed: {reason}.") from error
