@@ -92,7 +92,9 @@ def _pt(head: bytes, _: int, __: BinaryIO) -> dict[str, Any]:
     member = _first_member(head)
     if re.fullmatch(r"[^/]+/data\.pkl", member):
         return {"container": "zip"}
-    if re.match(r"[^/]+/(code/|constants\.pkl|version|byteorder|\.format_version)", member):
+    if re.match(
+        r"[^/]+/(code/|constants\.pkl|version|byteorder|\.format_version)", member
+    ):
         return {"container": "zip"}
     raise ValueError(f"its first member is {member[:80]!r}, not data.pkl")
 
@@ -110,7 +112,7 @@ def _tflite(head: bytes, size: int, _: BinaryIO) -> dict[str, Any]:
     return {"schema": "TFL3"}
 
 
-def _h5(head: bytes, size: int, file: BinaryIO) -> dict[str, Any]:
+def _h5(_: bytes, size: int, file: BinaryIO) -> dict[str, Any]:
     # HDF5 file format 3.0, II.A: the superblock is at 0, 512, 1024, 2048, …
     at = 0
     while at + len(_HDF5) < size:

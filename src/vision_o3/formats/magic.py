@@ -30,8 +30,16 @@ _SIGNATURES = (
     (0, b"\x28\xb5\x2f\xfd", "zstd-compressed"),
     (257, b"ustar", "a tar archive"),
     (0, b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the file"),
+    *((0, bytes([0x80, protocol]), "a Python pickle") for protocol in range(2, 6)),
 )
-_PICKLE_PROTOCOLS = range(2, 6)
+_MARKUP = (
+    (b"<!doctype html", "an HTML page"),
+    (b"<html", "an HTML page"),
+    (b"<", "XML or the like"),
+    (b"{", "JSON or the like"),
+    (b"[", "JSON or the like"),
+)
+_MARKUP_HEAD = 100
 
 
 def describe(head: bytes, file: BinaryIO, size: int) -> str:
@@ -41,20 +49,19 @@ def describe(head: bytes, file: BinaryIO, size: int) -> str:
     for offset, signature, name in _SIGNATURES:
         if head[offset : offset + len(signature)] == signature:
             return name
-    if len(head) > 1 and head[0] == 0x80 and head[1] in _PICKLE_PROTOCOLS:
-        return "a Python pickle"
     with suppress(ValueError):
         onnx.read_header(file, size)
         return "an ONNX model"
-    start = head.lstrip()[:100].lower()
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page"
-    if start.startswith(b"<"):
-        return "XML or the like"
-    if start.startswith((b"{", b"[")):
-        return "JSON or the like"
-    if b"\0" not in head:
-        with suppress(UnicodeDecodeError):
-            head[:-4].decode()
+    return _describe_text(head)
+
+
+def _describe_text(head: bytes) -> str:
+    start = head.lstrip()[:_MARKUP_HEAD].lower()
+    for opening, name in _MARKUP:
+        if start.startswith(opening):
+            return name
+    with suppress(UnicodeDecodeError):
+        if b"\0" not in head:
+            head[:-4].decode()  # the head may end within a character
             return "text"
     return "of a kind not known here"

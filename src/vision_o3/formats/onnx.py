@@ -50,9 +50,7 @@ def read_header(file: BinaryIO, size: int) -> dict[str, Any]:
     return facts
 
 
-def _fields(
-    file: BinaryIO, end: int
-) -> Iterator[tuple[int, int | None, int | None]]:
+def _fields(file: BinaryIO, end: int) -> Iterator[tuple[int, int | None, int | None]]:
     """Yield each field's number and value or, for bytes, their length.
 
     The file stands at the bytes when a length is yielded, and wherever the caller

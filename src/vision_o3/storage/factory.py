@@ -19,9 +19,10 @@ def open_store(location: str) -> ObjectStore:
         ConfigurationError: No adapter for a location of this form.
         StorageError: The directory cannot be made or written.
     """
-    if "://" in location:
+    scheme, separator, _ = location.partition("://")
+    if separator:
         raise ConfigurationError(
-            f"VISION_O3_STORE={location.partition('://')[0]}://… is of a kind that this "
-            "version cannot use. Name a directory, for example ./vision-o3/objects.",
+            f"VISION_O3_STORE={scheme}://… is of a kind that this version cannot use. "
+            "Name a directory, for example ./vision-o3/objects.",
         )
     return LocalStore(Path(location).expanduser())
