@@ -80,15 +80,7 @@ class Settings(BaseSettings):
                 f"{PREFIX}JWT_SECRET and {PREFIX}JWT_PRIVATE_KEY are both set: "
                 "keep one of them"
             )
-        if self.jwt_secret is not None:
-            size = len(self.jwt_secret.get_secret_value().encode())
-            if size < MIN_SECRET_SIZE:
-                raise ValueError(
-                    f"{PREFIX}JWT_SECRET has {size} bytes and needs at least "
-                    f"{MIN_SECRET_SIZE}. This prints a good one: {_GENERATOR}"
-                )
-        else:
-            self.private_key()
+        self.signing_key()
         return self
 
     @model_validator(mode="after")
@@ -101,26 +93,22 @@ class Settings(BaseSettings):
             )
         return self
 
-    def private_key(self) -> Ed25519PrivateKey | None:
-        """Return the Ed25519 signing key, or ``None`` if a secret is used.
+    def signing_key(self) -> str | Ed25519PrivateKey:
+        """Return what tokens are signed with: a secret, or an Ed25519 key.
 
         Raises:
             ValueError: It is not such a key; the message does not show it.
         """
-        if self.jwt_private_key is None:
-            return None
-        # An environment variable on one line may carry its line ends as "\n".
-        pem = self.jwt_private_key.get_secret_value().replace("\\n", "\n")
-        try:
-            key = load_pem_private_key(pem.encode(), password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            key = None
-        if not isinstance(key, Ed25519PrivateKey):
-            raise ValueError(  # noqa: TRY004 - the value is wrong, pydantic's contract
-                f"{PREFIX}JWT_PRIVATE_KEY is not an unencrypted Ed25519 key in PEM. "
-                "This makes one: openssl genpkey -algorithm ed25519"
+        if self.jwt_private_key is not None:
+            return _parse_private_key(self.jwt_private_key.get_secret_value())
+        secret = self.jwt_secret.get_secret_value() if self.jwt_secret else ""
+        size = len(secret.encode())
+        if size < MIN_SECRET_SIZE:
+            raise ValueError(
+                f"{PREFIX}JWT_SECRET has {size} bytes and needs at least "
+                f"{MIN_SECRET_SIZE}. This prints a good one: {_GENERATOR}"
             )
-        return key
+        return secret
 
     @property
     def spool_directory(self) -> Path:
@@ -133,6 +121,21 @@ class Settings(BaseSettings):
         if "://" in self.store:
             return Path("vision-o3/spool")
         return Path(self.store).expanduser().resolve().parent / "spool"
+
+
+def _parse_private_key(text: str) -> Ed25519PrivateKey:
+    # An environment variable on one line may carry its line ends as "\\n".
+    pem = text.replace("\\n", "\n").encode()
+    try:
+        key = load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ValueError(  # noqa: TRY004 - the value is wrong, pydantic's contract
+            f"{PREFIX}JWT_PRIVATE_KEY is not an unencrypted Ed25519 key in PEM. "
+            "This makes one: openssl genpkey -algorithm ed25519"
+        )
+    return key
 
 
 def load_settings() -> Settings:

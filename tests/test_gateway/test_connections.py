@@ -131,6 +131,15 @@ def test_refused_upload_is_not_received_for_ever(
         assert connection.recv(1) == b""
 
 
+def test_refused_upload_is_not_received_without_end(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, "LINGER_SIZE", 100)
+    with serve() as served, begin(served, 10_000, token=False) as connection:
+        connection.sendall(bytes(1000))
+        assert answer_of(connection)[0] == 401
+
+
 def test_lost_upload_leaves_nothing(serve: Serve) -> None:
     with serve() as served:
         with begin(served, 100 * MIB) as connection:

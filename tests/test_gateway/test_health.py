@@ -47,7 +47,7 @@ def test_lost_database_is_told(running: Running, tmp_path: Path) -> None:
     database.mkdir()
     answer = running.get("/health/ready", token=None)
     assert answer.status_code == 503
-    assert answer.json()["checks"]["database"] == "The database cannot be reached."
+    assert answer.json()["checks"]["database"] == "The database cannot be used."
     assert str(tmp_path) not in answer.text
 
 

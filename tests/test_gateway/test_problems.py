@@ -159,9 +159,14 @@ def test_other_http_errors_are_problems_too(failing: Failing) -> None:
 def test_unknown_pages_and_methods_are_problems(running: Running) -> None:
     assert problem(running.get("/nothing")) == (404, "not_found")
     assert problem(running.get("/models/")) == (404, "not_found")
-    answer = running.request("PUT", "/models")
-    assert problem(answer) == (405, "method_not_allowed")
-    assert answer.headers["allow"]
+    for path, allowed in (
+        ("/models", "GET, POST"),
+        ("/models/m/download", "GET, HEAD"),
+        ("/docs", "GET"),
+    ):
+        answer = running.request("PUT", path)
+        assert problem(answer) == (405, "method_not_allowed")
+        assert answer.headers["allow"] == allowed
 
 
 def test_validation_errors_are_listed(running: Running) -> None:

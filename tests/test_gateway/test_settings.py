@@ -113,9 +113,8 @@ def test_wrong_settings_are_told_in_a_sentence_without_their_values(
 def test_private_key_may_be_written_on_one_line() -> None:
     pem = pem_of(Ed25519PrivateKey.generate())
     for text in (pem, pem.replace("\n", "\\n")):
-        key = Settings(jwt_private_key=SecretStr(text)).private_key()
-        assert key is not None
-        assert pem_of(key) == pem
+        settings = Settings(jwt_private_key=SecretStr(text))
+        assert pem_of(settings.signing_key()) == pem
 
 
 def test_settings_are_frozen_and_show_no_secret() -> None:

@@ -28,10 +28,7 @@ from vision_o3.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-        Ed25519PrivateKey,
-        Ed25519PublicKey,
-    )
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     from vision_o3.db.engine import Database
     from vision_o3.settings import Settings
@@ -88,15 +85,13 @@ class Tokens:
     ) -> None:
         self._clock = clock or (lambda: datetime.now(UTC))
         self.ttl_s = settings.token_ttl_s
-        self._signing: str | Ed25519PrivateKey
+        self._signing = settings.signing_key()
         self._checking: str | Ed25519PublicKey
-        private_key = settings.private_key()
-        if private_key is not None:
+        if isinstance(self._signing, str):
+            self._algorithm, self._checking = "HS256", self._signing
+        else:
             self._algorithm = "EdDSA"
-            self._signing, self._checking = private_key, private_key.public_key()
-        elif settings.jwt_secret is not None:
-            self._algorithm = "HS256"
-            self._signing = self._checking = settings.jwt_secret.get_secret_value()
+            self._checking = self._signing.public_key()
 
     def issue(self, principal: Principal) -> str:
         """Return a token that proves the principal, for ``ttl_s`` seconds."""

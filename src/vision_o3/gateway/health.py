@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 
 from vision_o3 import __version__
 from vision_o3.db.migrate import is_current
-from vision_o3.errors import ConfigurationError, VisionO3Error
+from vision_o3.errors import VisionO3Error
 from vision_o3.gateway.deps import Gateway, GatewayDep, Public
 from vision_o3.schemas.service import Health, Readiness
 
@@ -41,11 +41,9 @@ def check_database(gateway: Gateway) -> dict[str, str]:
     """Return what is wrong with the database, or ``ok``."""
     try:
         current = is_current(gateway.settings.database_url.get_secret_value())
-    except ConfigurationError:
-        return {"database": "ok", "migrations": NOT_MIGRATED}
     except VisionO3Error:
-        unknown = "unknown while the database cannot be reached"
-        return {"database": "The database cannot be reached.", "migrations": unknown}
+        unknown = "unknown while the database cannot be used"
+        return {"database": "The database cannot be used.", "migrations": unknown}
     return {"database": "ok", "migrations": "ok" if current else NOT_MIGRATED}
 
 

@@ -71,7 +71,7 @@ def create_app(
         with _open_gateway(settings, store, database, clock) as (gateway, sweeper):
             app.state.gateway = gateway
             sweeping = asyncio.create_task(
-                _sweep_for_ever(sweeper, settings.sweep_interval_s)
+                sweep_for_ever(sweeper, settings.sweep_interval_s)
             )
             try:
                 yield
@@ -162,7 +162,8 @@ def _open_gateway(
         yield gateway, Sweeper(database, store, spool, timing)
 
 
-async def _sweep_for_ever(sweeper: Sweeper, interval_s: float) -> None:
+async def sweep_for_ever(sweeper: Sweeper, interval_s: float) -> None:
+    """Sweep now and then until cancelled, whatever a sweep meets."""
     while True:
         try:
             swept = await anyio.to_thread.run_sync(sweeper.sweep)

@@ -119,9 +119,10 @@ def describe(*error_classes: type[errors.VisionO3Error]) -> dict[int | str, Any]
 
 def install(app: FastAPI) -> None:
     """Answer every error of the app with a problem document."""
-    app.add_exception_handler(errors.VisionO3Error, _answer_ours)
-    app.add_exception_handler(RequestValidationError, _answer_validation)
-    app.add_exception_handler(HTTPException, _answer_http)
+    handlers = app.exception_handlers
+    handlers[errors.VisionO3Error] = _answer_ours
+    handlers[RequestValidationError] = _answer_validation
+    handlers[HTTPException] = _answer_http
     app.add_middleware(LastResort)
 
 
@@ -129,9 +130,7 @@ def _row_of(error_class: type[errors.VisionO3Error]) -> _Row:
     return next(_TABLE[cls] for cls in error_class.__mro__ if cls in _TABLE)
 
 
-def _answer_ours(request: Request, error: Exception) -> Response:
-    if not isinstance(error, errors.VisionO3Error):
-        raise error
+def _answer_ours(request: Request, error: errors.VisionO3Error) -> Response:
     row = _row_of(type(error))
     headers: dict[str, str] = {}
     retry_after_s = error.values.get("retry_after_s", row.retry_after_s)
@@ -156,9 +155,7 @@ def _answer_ours(request: Request, error: Exception) -> Response:
     )
 
 
-def _answer_validation(request: Request, error: Exception) -> Response:
-    if not isinstance(error, RequestValidationError):
-        raise error
+def _answer_validation(request: Request, error: RequestValidationError) -> Response:
     found = [
         FieldError(
             where=".".join(str(part) for part in each["loc"]),
@@ -176,17 +173,23 @@ def _answer_validation(request: Request, error: Exception) -> Response:
     )
 
 
-def _answer_http(request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
+def _answer_http(request: Request, error: HTTPException) -> Response:
     if error.status_code == http.HTTPStatus.NOT_FOUND:
         code, detail = errors.NotFoundError.code, "There is no such page. See /docs."
     elif error.status_code == http.HTTPStatus.METHOD_NOT_ALLOWED:
         code = "method_not_allowed"
         detail = f"This page does not know the method {request.method}. See /docs."
+        return _problem(request, error.status_code, code, detail, _allowed(request))
     else:
         code, detail = errors.InputError.code, str(error.detail)
     return _problem(request, error.status_code, code, detail, error.headers)
+
+
+def _allowed(request: Request) -> dict[str, str]:
+    """Return the header that lists a page's methods, of all routes that share it."""
+    path = getattr(request.scope.get("route"), "path", None)
+    methods = request.app.openapi()["paths"].get(path, {"get": None})
+    return {"Allow": ", ".join(sorted(method.upper() for method in methods))}
 
 
 class LastResort:
@@ -197,6 +200,9 @@ class LastResort:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; after its answer began, break the connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
         started = False
 
         async def send_noted(message: Message) -> None:
@@ -206,9 +212,7 @@ class LastResort:
 
         try:
             await self._app(scope, receive, send_noted)
-        except Exception as error:
-            if scope["type"] != "http":
-                raise
+        except Exception as error:  # noqa: BLE001 - the process's edge
             code = errors.VisionO3Error.code
             _log.error("request.failed", code=code, exc_info=error)
             if not started:
