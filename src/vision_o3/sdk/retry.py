@@ -1,0 +1,119 @@
+"""When to try again, and how long to wait before."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Callable, Optional, TypeVar
+
+from vision_o3.errors import VisionO3Error
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Clock(Protocol):
+        """Time, so that tests need not wait for it."""
+
+        def monotonic(self) -> float:
+            """Return seconds that only grow."""
+            ...
+
+        def time(self) -> float:
+            """Return seconds since 1970, UTC."""
+            ...
+
+        def sleep(self, seconds: float, /) -> None:
+            """Wait."""
+            ...
+
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Exponential backoff with full jitter, bounded in attempts and time.
+
+    The wait before attempt n + 1 is random between zero and ``base_s`` · 2ⁿ⁻¹, at most
+    ``longest_s``; a ``Retry-After`` is honoured on top of that.
+
+    Attributes:
+        attempts: Attempts without progress, the first included.
+        total_s: Seconds without progress after which no new attempt starts.
+        base_s: Seconds.
+        longest_s: Seconds.
+    """
+
+    attempts: int = 5
+    total_s: float = 120.0
+    base_s: float = 0.5
+    longest_s: float = 20.0
+
+
+class Attempts:
+    """Counts the attempts of one piece of work.
+
+    Args:
+        policy: The bounds.
+        clock: Default: the ``time`` module.
+        random: Returns a number in [0, 1). Default: that of ``random``.
+    """
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        clock: Optional[Clock] = None,
+        random: Optional[Callable[[], float]] = None,
+    ) -> None:
+        self._policy = policy
+        self._clock = clock or time
+        self._random = random
+        self.progressed()
+
+    def progressed(self) -> None:
+        """Start counting anew."""
+        self._failures = 0
+        self._deadline = self._clock.monotonic() + self._policy.total_s
+
+    def failed(self, error: VisionO3Error) -> None:
+        """Return when it is time to try again.
+
+        Raises:
+            VisionO3Error: The error itself, if it cannot pass or bounds are reached.
+        """
+        policy = self._policy
+        self._failures += 1
+        if not error.retryable or self._failures >= policy.attempts:
+            raise error
+        wait_s = min(policy.longest_s, policy.base_s * 2 ** (self._failures - 1))
+        wait_s = wait_s * self._chance() + error.values.get("retry_after_s", 0)
+        if self._clock.monotonic() + wait_s > self._deadline:
+            raise error
+        _log.warning(
+            "request.retried: %s Trying again in %.1f s.",
+            error.message,
+            wait_s,
+            extra={"code": error.code, "wait_s": wait_s},
+        )
+        self._clock.sleep(wait_s)
+
+    def call(self, work: Callable[[], _T]) -> _T:
+        """Return what ``work`` returns, after as many attempts as it takes.
+
+        Raises:
+            VisionO3Error: The last error, when no attempt is left.
+        """
+        while True:
+            try:
+                return work()
+            except VisionO3Error as error:
+                self.failed(error)
+
+    def _chance(self) -> float:
+        if self._random is None:
+            import random  # noqa: PLC0415 - only now: most calls need no retry
+
+            self._random = random.random
+        return self._random()
