@@ -145,8 +145,6 @@ class Download(Response):
         stall_timeout_s: float,
     ) -> None:
         super().__init__(status_code=reply.status, headers=reply.headers)
-        if reply.status == 304:  # noqa: PLR2004 - has no content
-            del self.headers["Content-Length"]
         self._service = service
         self._version = version
         self._reply = reply
