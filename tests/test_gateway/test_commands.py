@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -159,7 +160,9 @@ def test_edge_commands_load_no_library_of_the_gateway() -> None:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_served_gateway_answers_and_stops_when_told(home: Path, workers: str) -> None:
     command = [sys.executable, "-m", "vision_o3"]
-    port = "18473" if workers == "1" else "18474"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(
             [*command, "serve", "--migrate", "--port", port, "--workers", workers],
