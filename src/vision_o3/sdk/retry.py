@@ -5,31 +5,28 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable, Optional, TypeVar
+from typing import Callable, Optional, Protocol, TypeVar
 
 from vision_o3.errors import VisionO3Error
 
-if TYPE_CHECKING:
-    from typing import Protocol
-
-    class Clock(Protocol):
-        """Time, so that tests need not wait for it."""
-
-        def monotonic(self) -> float:
-            """Return seconds that only grow."""
-            ...
-
-        def time(self) -> float:
-            """Return seconds since 1970, UTC."""
-            ...
-
-        def sleep(self, seconds: float, /) -> None:
-            """Wait."""
-            ...
-
-
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
+
+
+class Clock(Protocol):
+    """Time, so that tests need not wait for it."""
+
+    def monotonic(self) -> float:
+        """Return seconds that only grow."""
+        ...
+
+    def time(self) -> float:
+        """Return seconds since 1970, UTC."""
+        ...
+
+    def sleep(self, seconds: float, /) -> None:
+        """Wait."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -227,10 +227,11 @@ class Session:
             if method != "GET":
                 raise _refused(f"a {method} to {location[:200]!r}")
             # Quotes what no URL may hold, and leaves what is quoted.
-            url = urljoin(url, quote(location, safe="%/:=&?~#+!$,;'@()*[]"))
+            location = quote(location, safe="%/:=&?~#+!$,;'@()*[]")
             try:
+                url = urljoin(url, location)
                 next_origin = origin_of(url)
-            except InputError as error:
+            except (InputError, ValueError) as error:
                 raise _refused(f"to {location[:200]!r}") from error
             if origin[0] == "https" and next_origin[0] != "https":
                 raise _refused("from https to http")

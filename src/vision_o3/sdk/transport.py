@@ -7,7 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import TYPE_CHECKING, Dict, Iterable, List, Mapping, Optional, Tuple, Union
+from typing import (
+    TYPE_CHECKING,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Protocol,
+    Tuple,
+    Union,
+)
 from urllib.parse import urlsplit
 
 from vision_o3.errors import InputError, TransportError
@@ -15,71 +25,71 @@ from vision_o3.errors import InputError, TransportError
 if TYPE_CHECKING:
     import http.client
     import ssl
-    from typing import Protocol
 
     from _typeshed import ReadableBuffer
-
-    class Response(Protocol):
-        """An answer whose body is still to be read; close it."""
-
-        @property
-        def status(self) -> int:
-            """The HTTP status."""
-            ...
-
-        @property
-        def headers(self) -> Mapping[str, str]:
-            """By lower-case name."""
-            ...
-
-        def readinto(self, buffer: memoryview, /) -> int:
-            """Fill the buffer from its start; return the count, zero at the end.
-
-            Returns fewer bytes than fit only at the end or when the link is slow.
-
-            Raises:
-                TransportError: The connection broke, or nothing came for too long.
-            """
-            ...
-
-        def close(self) -> None:
-            """Let go of the connection; may be called again."""
-            ...
-
-    class Transport(Protocol):
-        """What carries requests; safe for several threads at once."""
-
-        def request(
-            self,
-            method: str,
-            url: str,
-            headers: Mapping[str, str],
-            body: Optional[Body] = None,
-        ) -> Response:
-            """Send a request; return the answer, whatever its status.
-
-            Args:
-                method: Of HTTP.
-                url: Absolute, ``http`` or ``https``.
-                headers: Sent as given. With a body that is not ``bytes``, they must
-                    have its ``Content-Length``.
-                body: Bytes, or an iterable that can be started again.
-
-            Raises:
-                TransportError: No answer came.
-            """
-            ...
-
-        def close(self) -> None:
-            """Close idle connections; it can still be used after that."""
-            ...
-
 
 Body = Union[bytes, Iterable["ReadableBuffer"]]
 Origin = Tuple[str, str, int]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _BLOCK_SIZE = 1 << 20
+
+
+class Response(Protocol):
+    """An answer whose body is still to be read; close it."""
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """By lower-case name."""
+        ...
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the buffer from its start; return the count, zero at the end.
+
+        Returns fewer bytes than fit only at the end or when the link is slow.
+
+        Raises:
+            TransportError: The connection broke, or nothing came for too long.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection; may be called again."""
+        ...
+
+
+class Transport(Protocol):
+    """What carries requests; safe for several threads at once."""
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Optional[Body] = None,
+    ) -> Response:
+        """Send a request; return the answer, whatever its status.
+
+        Args:
+            method: Of HTTP.
+            url: Absolute, ``http`` or ``https``.
+            headers: Sent as given. With a body that is not ``bytes``, they must
+                have its ``Content-Length``.
+            body: Bytes, or an iterable that can be started again.
+
+        Raises:
+            TransportError: No answer came.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close idle connections; it can still be used after that."""
+        ...
 
 
 def origin_of(url: str) -> Origin:

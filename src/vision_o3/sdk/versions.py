@@ -158,7 +158,7 @@ def _check(info: VersionInfo) -> None:
     for each in fields(info):
         value: object = getattr(info, each.name)
         kind = {"str": str, "int": int}.get(str(each.type), object)
-        if not isinstance(value, kind) or isinstance(value, bool) and kind is int:
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
             raise TypeError(f"{each.name} is {str(value)[:32]!r}")
     if info.extension not in info.formats:
         raise ValueError(f"the format {info.extension[:32]!r} is not known")
