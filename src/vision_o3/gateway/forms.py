@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from starlette.requests import Request
+    from starlette.types import Message
 
     from vision_o3.registry.spool import Spool, Spooled
 
@@ -88,13 +89,7 @@ async def receive_form(
     async with spool.open(announced) as writer:
         received = 0
         while True:
-            try:
-                async with asyncio.timeout(limits.stall_timeout_s):
-                    message = await request.receive()
-            except TimeoutError:
-                raise IncompleteUploadError(
-                    f"No bytes came for {limits.stall_timeout_s:g} s."
-                ) from None
+            message = await _next(request, limits.stall_timeout_s)
             if message["type"] == "http.disconnect":
                 raise IncompleteUploadError("The connection was lost.")
             piece: bytes = message.get("body", b"")
@@ -110,6 +105,14 @@ async def receive_form(
                 break
         parts.finish()
         yield Form(parts.fields, parts.filename, await writer.finish())
+
+
+async def _next(request: Request, timeout_s: float) -> Message:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await request.receive()
+    except TimeoutError:
+        raise IncompleteUploadError(f"No bytes came for {timeout_s:g} s.") from None
 
 
 def _boundary(request: Request) -> bytes:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vision_o3.registry.values import Version
     from vision_o3.storage.base import ObjectStore
 
-_AHEAD = 3
+_AHEAD = 1
 """Leaves that are verified while one is being handed on."""
 _CACHED_LEAVES = 1_000_000
 """Leaves whose digests are kept in memory: 32 MB, for 1 TB of artifacts."""

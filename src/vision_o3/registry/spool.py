@@ -1,7 +1,8 @@
 """Receive: bytes of an upload to a spool file, hashed on the way.
 
-The event loop only copies into buffers of one leaf; hashing and writing happen on
-worker threads, at most ``WINDOW`` leaves ahead, so memory is flat whatever the size.
+The event loop copies nothing: it gathers what came until that is a leaf. Hashing and
+writing happen on worker threads, at most ``WINDOW`` leaves behind, so memory is flat
+whatever the size.
 A spool file is locked while its upload lives, so that what a killed gateway left
 behind can be told from what is in use.
 """
@@ -55,11 +56,11 @@ class SpoolWriter:
         self._descriptor = descriptor
         self._pool = pool
         self._builder = DagBuilder(UNIXFS_V1_2025)
-        self._pending: deque[tuple[asyncio.Future[bytes], bytearray, int]] = deque()
-        self._buffer = bytearray(_LEAF)
+        self._pending: deque[tuple[asyncio.Future[bytes], int]] = deque()
+        self._leaf: list[memoryview] = []
         self._filled = 0
         self._received = 0
-        self._submitted = 0
+        self._offset = 0
 
     @property
     def received(self) -> int:
@@ -67,7 +68,9 @@ class SpoolWriter:
         return self._received
 
     async def write(self, piece: bytes | memoryview) -> None:
-        """Take the next bytes; waits while ``WINDOW`` leaves are in work.
+        """Take the next bytes, which must not change any more.
+
+        Waits while ``WINDOW`` leaves are in work.
 
         Raises:
             LimitExceededError: More than the largest accepted file.
@@ -78,10 +81,10 @@ class SpoolWriter:
         self._spool.check_size(self._received)
         view = memoryview(piece)
         while view:
-            count = min(len(view), _LEAF - self._filled)
-            self._buffer[self._filled : self._filled + count] = view[:count]
-            self._filled += count
-            view = view[count:]
+            part = view[: _LEAF - self._filled]
+            self._leaf.append(part)
+            self._filled += len(part)
+            view = view[len(part) :]
             if self._filled == _LEAF:
                 await self._submit()
 
@@ -98,36 +101,29 @@ class SpoolWriter:
         return Spooled(self._path, self._builder.finish())
 
     async def _submit(self) -> None:
-        """Hand the buffer to a worker and take a free one."""
+        """Hand the gathered leaf to a worker."""
         work = asyncio.get_running_loop().run_in_executor(
-            self._pool,
-            _hash_and_write,
-            self._descriptor,
-            memoryview(self._buffer)[: self._filled],
-            self._submitted,
+            self._pool, _hash_and_write, self._descriptor, self._leaf, self._offset
         )
-        self._pending.append((work, self._buffer, self._filled))
-        self._submitted += self._filled
-        self._filled = 0
-        if len(self._pending) < WINDOW:
-            self._buffer = bytearray(_LEAF)
-        else:
-            self._buffer = await self._collect()
+        self._pending.append((work, self._filled))
+        self._offset += self._filled
+        self._leaf, self._filled = [], 0
+        if len(self._pending) > WINDOW:
+            await self._collect()
 
-    async def _collect(self) -> bytearray:
-        """Wait for the oldest leaf in work; return its buffer for use again."""
-        work, buffer, size = self._pending.popleft()
+    async def _collect(self) -> None:
+        """Wait for the oldest leaf in work."""
+        work, size = self._pending.popleft()
         try:
             digest = await work
         except OSError as error:
             raise _spool_error(error) from error
         self._builder.add_leaf(digest, size)
-        return buffer
 
     async def settle(self) -> None:
         """Wait until no worker touches the file any more, whatever happened."""
         await asyncio.gather(
-            *(work for work, _, _ in self._pending), return_exceptions=True
+            *(work for work, _ in self._pending), return_exceptions=True
         )
 
 
@@ -228,13 +224,15 @@ class Spool:
             raise OSError(errno.ENOSPC, "too little space for this upload")
 
 
-def _hash_and_write(descriptor: int, leaf: memoryview, offset: int) -> bytes:
-    digest = hashlib.sha256(leaf).digest()
-    while leaf:
-        written = os.pwrite(descriptor, leaf, offset)
-        leaf = leaf[written:]
-        offset += written
-    return digest
+def _hash_and_write(descriptor: int, leaf: list[memoryview], offset: int) -> bytes:
+    digest = hashlib.sha256()
+    for part in leaf:
+        digest.update(part)
+        while part:
+            written = os.pwrite(descriptor, part, offset)
+            part = part[written:]  # noqa: PLW2901 - what is left of it
+            offset += written
+    return digest.digest()
 
 
 def _spool_error(error: OSError) -> StorageError:
