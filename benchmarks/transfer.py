@@ -28,7 +28,7 @@ import harness
 from harness import MIB, Contender
 
 SDK_DOWNLOAD = """
-import json, resource, sys, time
+import json, sys, time
 url, client_id, secret, cache, name = sys.argv[1:]
 from vision_o3 import VisionO3Client
 with VisionO3Client(url, credentials=(client_id, secret), cache_dir=cache) as client:
@@ -36,17 +36,17 @@ with VisionO3Client(url, credentials=(client_id, secret), cache_dir=cache) as cl
     started = time.perf_counter()
     client.download_model(name)
     taken = time.perf_counter() - started
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"taken": taken, "peak": peak * 1024}))
+peak = open("/proc/self/status").read().split("VmHWM:")[1].split()[0]
+print(json.dumps({"taken": taken, "peak": int(peak) * 1024}))
 """
 SDK_UPLOAD = """
-import json, resource, sys
+import json, sys
 url, client_id, secret, path, name = sys.argv[1:]
 from vision_o3 import VisionO3Client
 with VisionO3Client(url, credentials=(client_id, secret)) as client:
     client.upload_model(path, name)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"peak": peak * 1024}))
+peak = open("/proc/self/status").read().split("VmHWM:")[1].split()[0]
+print(json.dumps({"peak": int(peak) * 1024}))
 """
 FASTAPI_FORM = """
 import shutil, sys, uvicorn
