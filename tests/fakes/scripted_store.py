@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 
 from vision_o3.errors import TransientStorageError
@@ -12,8 +12,9 @@ from vision_o3.storage.base import ObjectMeta, ObjectStore, StoreCapabilities
 
 class ScriptedStore:
     """Wraps a store. ``O`` ok, ``T`` transient error before anything is done, ``C``
-    corrupt bytes, ``S`` one byte short, ``X`` done but the answer is lost. After the
-    script all is ``O``. ``C`` and ``S`` make a difference to reads only.
+    corrupt bytes, ``S`` short (the last byte is missing; a stream ends after its first
+    piece, short of a byte), ``X`` done but the answer is lost. After the script all is
+    ``O``. ``C`` and ``S`` make a difference to reads only. ``calls`` has their names.
     """
 
     def __init__(self, script: str, inner: ObjectStore) -> None:
@@ -46,9 +47,12 @@ class ScriptedStore:
     ) -> AsyncGenerator[bytes | memoryview]:
         with self._step("stream") as letter:
             damage = letter
-            async for piece in self._inner.stream(key, start, end):
-                yield _damaged(damage, bytes(piece))
-                damage = "O"
+            async with aclosing(self._inner.stream(key, start, end)) as pieces:
+                async for piece in pieces:
+                    yield _damaged(damage, bytes(piece))
+                    if damage == "S":
+                        return
+                    damage = "O"
 
     def find(self, key: str) -> ObjectMeta | None:
         with self._step("find"):

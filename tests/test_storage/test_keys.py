@@ -5,9 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vision_o3.errors import InvalidNameError, InvalidVersionError
+from vision_o3.formats.inspection import DATASET_FORMATS, MODEL_FORMATS
 from vision_o3.storage.keys import (
+    EXTENSIONS,
     ParsedKey,
     VersionKeys,
+    is_key,
+    line_prefix,
     parse_key,
     version_keys,
     version_prefix,
@@ -32,6 +36,9 @@ def test_keys_are_those_of_the_layout() -> None:
         (("users", "a", 1, "pt"), ValueError),
         (("models", "a", 1, "../pt"), ValueError),
         (("models", "a", 1, ""), ValueError),
+        (("models", "a", 1, "zip"), ValueError),
+        (("datasets", "a", 1, "pt"), ValueError),
+        (("datasets", "a", 1, "record.json"), ValueError),
     ],
 )
 def test_keys_are_made_of_valid_parts_only(
@@ -41,25 +48,67 @@ def test_keys_are_made_of_valid_parts_only(
         version_keys(*arguments)
 
 
+def test_every_known_format_has_an_extension() -> None:
+    assert {
+        "models": set(MODEL_FORMATS),
+        "datasets": set(DATASET_FORMATS),
+    } == EXTENSIONS
+
+
+def test_no_line_or_version_begins_like_another() -> None:
+    assert line_prefix("models", "a") == "models/a/"
+    assert version_prefix("models", "a", 1) == "models/a/v1."
+    with pytest.raises(InvalidNameError):
+        line_prefix("models", "cid")
+
+
 @given(
-    st.sampled_from(["models", "datasets"]),
-    st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True).filter("cid".__ne__),
+    st.sampled_from(
+        [(name, each) for name, known in EXTENSIONS.items() for each in sorted(known)]
+    ),
+    st.from_regex(r"[a-z0-9][a-z0-9._-]{0,127}", fullmatch=True).filter("cid".__ne__),
     st.integers(1, 2**31 - 1),
-    st.sampled_from(["pt", "onnx", "tar.gz", "json"]),
 )
-def test_key_tells_its_version(
-    collection: str, name: str, version: int, extension: str
-) -> None:
+def test_key_tells_its_version(kind: tuple[str, str], name: str, version: int) -> None:
+    collection, extension = kind
     keys = version_keys(collection, name, version, extension)
     prefix = version_prefix(collection, name, version)
     for key in (keys.artifact, keys.sidecar, keys.manifest, keys.record):
+        assert is_key(key)
         assert parse_key(key) == ParsedKey(collection, name, version)
         assert key.startswith(prefix)
     assert len({keys.artifact, keys.sidecar, keys.manifest, keys.record}) == 4
 
 
+@given(st.text(max_size=60) | st.from_regex(r"[a-z]+/[^/]*/v[0-9]+\.[a-z.]+"))
+def test_any_text_is_a_key_of_ours_or_not(text: str) -> None:
+    parsed = parse_key(text)
+    if parsed is not None:
+        assert is_key(text)
+        prefix = version_prefix(parsed.collection, parsed.name, parsed.version)
+        assert text.startswith(prefix)
+
+
 @pytest.mark.parametrize(
-    "key", ["", "x", "models/a/b/v1.pt", "models/a/1.pt", "a/b/v1"]
+    "key",
+    [
+        "",
+        "x",
+        "models/a/b/v1.pt",
+        "models/a/1.pt",
+        "a/b/v1",
+        "users/a/v1.pt",
+        "models/../v1.pt",
+        "models/A/v1.pt",
+        "models/cid/v1.pt",
+        "models/a/v0.pt",
+        "models/a/v01.pt",
+        "models/a/v2147483648.pt",
+        "models/a/v1.zip",
+        "models/a/v1.exe",
+        "models/a/v1.pt\n",
+        "models/a/v1.pt.tmp",
+    ],
 )
 def test_foreign_keys_are_not_ours(key: str) -> None:
     assert parse_key(key) is None

@@ -1,9 +1,10 @@
 """The store contract: what every adapter promises, checked by one test suite.
 
-A store maps keys (``models/yolo/v1.onnx``: lower-case ASCII, ``/`` between parts)
-to immutable objects. All methods but ``stream`` block and may be called from any
-thread; ``stream`` is for relaying large objects from an event loop. Adapters let
-only errors of ``vision_o3.errors`` out.
+A store maps keys (``models/yolo/v1.onnx``; ``keys.is_key`` says what is one) to
+immutable objects. No key may be a folder of another: not ``a`` beside ``a/b``. All
+methods but ``stream`` block and may be called from any thread; ``stream`` is for
+relaying large objects from an event loop. Adapters let only errors of
+``vision_o3.errors`` out; to what is not a key the answer is ``StorageError``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, Iterator
     from datetime import datetime
     from pathlib import Path
 
@@ -58,7 +59,8 @@ class ObjectStore(Protocol):
         """Store a small object, whole or not at all, unless the key is taken.
 
         Raises:
-            AlreadyExistsError: The key is taken; what it holds is unchanged.
+            AlreadyExistsError: The key is taken; what it holds is unchanged, and as
+                durable as if it had been stored by this call.
             StorageFullError: No space left.
             TransientStorageError: May succeed later; the object may be there.
             StorageError: Any other failure.
@@ -100,12 +102,12 @@ class ObjectStore(Protocol):
 
     def stream(
         self, key: str, start: int, end: int
-    ) -> AsyncIterator[bytes | memoryview]:
+    ) -> AsyncGenerator[bytes | memoryview]:
         """Yield the bytes ``[start, end)`` in order, in pieces of 1 B to 8 MiB.
 
-        Memory is O(piece). Closing the iterator early frees everything. What is
-        yielded may not be relied on after the next piece is asked for. Errors, as
-        for ``get_range``, come from the iteration.
+        Memory is O(piece). A piece never changes: the caller may keep it. ``aclose``
+        frees everything at any time. Errors, as for ``get_range``, come from the
+        iteration.
         """
         ...
 
@@ -129,7 +131,7 @@ class ObjectStore(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Remove an object; an absent key is no error.
+        """Remove an object; an absent key is no error. May be undone by power loss.
 
         Raises:
             TransientStorageError, StorageError: The store failed.

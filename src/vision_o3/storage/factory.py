@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from vision_o3.errors import ConfigurationError
 from vision_o3.storage.local import LocalStore
+from vision_o3.storage.memory import MemoryStore
 
 if TYPE_CHECKING:
     from vision_o3.storage.base import ObjectStore
 
 
 def open_store(location: str) -> ObjectStore:
-    """Return the store at a location; for now that is a directory.
+    """Return the store at a location: a directory, or ``memory:`` for a trial.
 
     Raises:
         ConfigurationError: No adapter for a location of this form.
@@ -25,4 +26,11 @@ def open_store(location: str) -> ObjectStore:
             f"VISION_O3_STORE={scheme}://… is of a kind that this version cannot use. "
             "Name a directory, for example ./vision-o3/objects.",
         )
+    if not location:
+        raise ConfigurationError(
+            "VISION_O3_STORE is empty. "
+            "Name a directory, for example ./vision-o3/objects.",
+        )
+    if location == "memory:":
+        return MemoryStore()
     return LocalStore(Path(location).expanduser())

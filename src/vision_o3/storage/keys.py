@@ -13,11 +13,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from vision_o3.errors import InvalidNameError, InvalidVersionError
 from vision_o3.naming import parse_name, parse_version
 
-_COLLECTIONS = frozenset({"models", "datasets"})
-_EXTENSION = re.compile(r"[a-z0-9]{1,8}(\.[a-z0-9]{1,8})?")
-_KEY = re.compile(r"(models|datasets)/([^/]+)/v([0-9]+)\.[a-z0-9.]+")
+EXTENSIONS = {
+    "models": frozenset({"pt", "onnx", "tflite", "h5"}),
+    "datasets": frozenset({"zip", "tar.gz", "json", "xml"}),
+}
+"""What artifacts may be, by collection: the formats that ``formats`` knows."""
+_SIDECAR, _MANIFEST, _RECORD = "dag.car", "manifest.json", "record.json"
+_LONGEST_KEY = 1024
+"""Bytes; the limit of S3."""
+
+_PART = "[a-z0-9][a-z0-9._-]{0,254}"
+_SYNTAX = re.compile(rf"{_PART}(/{_PART})*")
+_KEY = re.compile(r"([a-z]+)/([^/]+)/v([1-9][0-9]*)\.([a-z0-9.]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,27 @@ class ParsedKey:
     version: int
 
 
+def is_key(text: str) -> bool:
+    """Say whether text may be a key: parts of ``a-z 0-9 . _ -`` joined by ``/``.
+
+    No part is empty, starts with a dot or is over 255 bytes, so that a key is a
+    relative path on any file system and safe as it is in a URL.
+    """
+    return len(text) <= _LONGEST_KEY and _SYNTAX.fullmatch(text) is not None
+
+
+def line_prefix(collection: str, name: str) -> str:
+    """Return how the keys of one line, and no other, begin.
+
+    Raises:
+        InvalidNameError: Not a name.
+        ValueError: No such collection.
+    """
+    if collection not in EXTENSIONS:
+        raise ValueError(f"There is no collection {collection!r}.")
+    return f"{collection}/{parse_name(name)}/"
+
+
 def version_prefix(collection: str, name: str, version: int) -> str:
     """Return how the keys of one version, and no other, begin.
 
@@ -46,9 +77,7 @@ def version_prefix(collection: str, name: str, version: int) -> str:
         InvalidNameError, InvalidVersionError: Not a name or number.
         ValueError: No such collection.
     """
-    if collection not in _COLLECTIONS:
-        raise ValueError(f"There is no collection {collection!r}.")
-    return f"{collection}/{parse_name(name)}/v{parse_version(version)}."
+    return f"{line_prefix(collection, name)}v{parse_version(version)}."
 
 
 def version_keys(
@@ -58,23 +87,29 @@ def version_keys(
 
     Raises:
         InvalidNameError, InvalidVersionError: Not a name or number.
-        ValueError: No such collection, or not an extension.
+        ValueError: No such collection, or not an extension of its artifacts.
     """
     prefix = version_prefix(collection, name, version)
-    if not _EXTENSION.fullmatch(extension):
-        raise ValueError(f"{extension!r} is not an extension.")
+    if extension not in EXTENSIONS[collection]:
+        raise ValueError(f"{extension!r} is not an extension of {collection}.")
     return VersionKeys(
         artifact=prefix + extension,
-        sidecar=prefix + "dag.car",
-        manifest=prefix + "manifest.json",
-        record=prefix + "record.json",
+        sidecar=prefix + _SIDECAR,
+        manifest=prefix + _MANIFEST,
+        record=prefix + _RECORD,
     )
 
 
 def parse_key(key: str) -> ParsedKey | None:
-    """Return which version a key belongs to; ``None`` if it is not one of ours."""
+    """Return which version a key belongs to; ``None`` if to none of ours."""
     match = _KEY.fullmatch(key)
     if match is None:
         return None
-    collection, name, number = match.groups()
-    return ParsedKey(collection, name, int(number))
+    collection, name, number, suffix = match.groups()
+    known = EXTENSIONS.get(collection, frozenset()) | {_SIDECAR, _MANIFEST, _RECORD}
+    if collection not in EXTENSIONS or suffix not in known:
+        return None
+    try:
+        return ParsedKey(collection, parse_name(name), parse_version(number))
+    except (InvalidNameError, InvalidVersionError):
+        return None

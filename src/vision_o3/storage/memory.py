@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import obstore
 from obstore.store import MemoryStore as ObstoreMemory
 
+from vision_o3.errors import StorageError
 from vision_o3.storage.base import PutIfAbsent, StoreCapabilities
 from vision_o3.storage.obstore_adapter import (
     STREAM_PIECE,
@@ -29,12 +30,17 @@ class MemoryStore(ObstoreAdapter):
 
     def put(self, key: str, content: bytes) -> None:
         """Store a small object; see ``ObjectStore.put``."""
+        self._check(key)
         with translated(key):
             obstore.put(self._backend, key, content, mode="create", use_multipart=False)
 
     def put_file(self, key: str, path: Path) -> None:
         """Store a file's bytes; see ``ObjectStore.put_file``."""
-        self.put(key, path.read_bytes())
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise StorageError("The file to store cannot be read.") from error
+        self.put(key, content)
 
     async def stream(
         self, key: str, start: int, end: int

@@ -16,6 +16,7 @@ from vision_o3.errors import (
     StorageError,
 )
 from vision_o3.storage.base import ObjectMeta
+from vision_o3.storage.keys import is_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +33,7 @@ class ObstoreAdapter:
 
     def get(self, key: str, *, max_size: int) -> bytes:
         """Return a whole object; see ``ObjectStore.get``."""
+        self._check(key)
         with translated(key):
             answer = obstore.get(self._backend, key)
             if answer.meta["size"] > max_size:
@@ -58,6 +60,7 @@ class ObstoreAdapter:
 
     def find(self, key: str) -> ObjectMeta | None:
         """Return what is known of an object; see ``ObjectStore.find``."""
+        self._check(key)
         try:
             with translated(key):
                 return _meta(obstore.head(self._backend, key))
@@ -68,6 +71,8 @@ class ObstoreAdapter:
         """Yield objects by prefix; see ``ObjectStore.list``."""
         # obstore matches whole path segments: ask for the folder, compare the text.
         folder, _, _ = prefix.rpartition("/")
+        if folder and not is_key(folder):
+            return
         with translated(prefix):
             for page in obstore.list(self._backend, folder or None):
                 for found in page:
@@ -76,6 +81,7 @@ class ObstoreAdapter:
 
     def delete(self, key: str) -> None:
         """Remove an object; see ``ObjectStore.delete``."""
+        self._check(key)
         try:
             with translated(key):
                 obstore.delete(self._backend, key)
@@ -88,6 +94,11 @@ class ObstoreAdapter:
 
     def close(self) -> None:
         """Free nothing: there are no connections."""
+
+    def _check(self, key: str) -> None:
+        """Refuse what is not a key, before it reaches a store."""
+        if not is_key(key):
+            raise StorageError(f"{key!r} is not a key of an object.", key=key)
 
     def _size_for(self, key: str, start: int, end: int) -> int:
         """Return the object's size if the range lies within it."""
