@@ -8,8 +8,8 @@ import pickle
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tests.strategies.content import cids
 
+from tests.strategies.content import cids
 from vision_o3.content.cid import CID, DAG_PB, RAW
 from vision_o3.errors import InvalidCIDError
 

@@ -7,8 +7,8 @@ from array import array
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.strategies.content import TINY, pieces, profiled_contents
 
+from tests.strategies.content import TINY, pieces, profiled_contents
 from vision_o3.content.cid import CID, RAW
 from vision_o3.content.dag import (
     ContentHasher,

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.strategies.content import cids
 
+from tests.strategies.content import cids
 from vision_o3.content import varint
 from vision_o3.content.cid import CID, RAW
 from vision_o3.content.dag_pb import MAX_NODE_SIZE, Link, decode_node, encode_node

@@ -8,8 +8,8 @@ from array import array
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.strategies.content import TINY, pieces, profiled_contents
 
+from tests.strategies.content import TINY, pieces, profiled_contents
 from vision_o3.content.cid import CID, DAG_PB, RAW
 from vision_o3.content.dag import ContentHasher, cid_of_bytes
 from vision_o3.content.leaves import LeafTable, RangeVerifier

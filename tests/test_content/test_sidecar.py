@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.strategies.content import TINY, profiled_contents
 
+from tests.strategies.content import TINY, profiled_contents
 from vision_o3.content import varint
 from vision_o3.content.cid import CID, DAG_PB, RAW
 from vision_o3.content.dag import ContentHasher, Dag

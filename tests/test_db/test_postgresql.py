@@ -7,8 +7,8 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import text
-from tests.conformance.metadata_store import NOW, MetadataStoreConformance, publish
 
+from tests.conformance.metadata_store import NOW, MetadataStoreConformance, publish
 from vision_o3.db import queries
 from vision_o3.db.engine import Database
 from vision_o3.db.migrate import migrate

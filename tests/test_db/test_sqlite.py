@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 from sqlalchemy.orm import Session
+
 from tests.conformance.metadata_store import (
     NOW,
     MetadataStoreConformance,
@@ -15,7 +16,6 @@ from tests.conformance.metadata_store import (
     claim,
     publish,
 )
-
 from vision_o3.db import queries
 from vision_o3.db.engine import Database
 from vision_o3.db.migrate import current_revision, is_current, migrate

@@ -13,8 +13,8 @@ import httpx
 import pytest
 import uvicorn
 from anyio.from_thread import start_blocking_portal
-from tests.test_gateway.running import SECRET, OpenGateway, Running, Serve, Served
 
+from tests.test_gateway.running import SECRET, OpenGateway, Running, Serve, Served
 from vision_o3.db.migrate import migrate
 from vision_o3.gateway.main import create_app
 from vision_o3.settings import Settings

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 from anyio.from_thread import BlockingPortal
 from fastapi import FastAPI
-from tests.fakes.model_files import tflite
 
+from tests.fakes.model_files import tflite
 from vision_o3.db import models as tables
 from vision_o3.gateway.auth import SCOPES, Principal
 from vision_o3.gateway.deps import Gateway

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.testing import capture_logs
+
 from tests.fakes.model_files import tflite
 from tests.test_gateway.running import OpenGateway
-
 from vision_o3.db.engine import Database
 from vision_o3.errors import DatabaseUnavailableError
 from vision_o3.gateway.main import create_app, sweep_for_ever

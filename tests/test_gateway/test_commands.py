@@ -11,9 +11,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
 from tests.fakes.model_files import tflite
 from tests.test_gateway.running import SECRET
-
 from vision_o3.__main__ import main
 from vision_o3.gateway import arguments as gateway_arguments
 from vision_o3.settings import PREFIX, Settings

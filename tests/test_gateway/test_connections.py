@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+
 from tests.fakes.model_files import tflite
 from tests.fakes.scripted_store import ScriptedStore
 from tests.test_gateway.running import MIB, Serve, Served, flip_bit
-
 from vision_o3.gateway import middleware
 from vision_o3.storage.local import LocalStore
 

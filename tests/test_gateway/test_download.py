@@ -8,10 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 from structlog.testing import capture_logs
+
 from tests.fakes.model_files import tflite
 from tests.fakes.scripted_store import ScriptedStore
 from tests.test_gateway.running import MIB, OpenGateway, Running, flip_bit, problem
-
 from vision_o3.content.cid import CID
 from vision_o3.content.leaves import LeafTable
 from vision_o3.errors import InvalidRangeError

@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tests.fakes.scripted_store import ScriptedStore
 from tests.test_gateway.running import OpenGateway, Running
-
 from vision_o3 import __version__
 from vision_o3.db.migrate import downgrade
 from vision_o3.errors import ConfigurationError

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import pytest
 import structlog
 from structlog.testing import capture_logs
+
 from tests.fakes.model_files import tflite
 from tests.test_gateway.running import OpenGateway, Running
-
 from vision_o3.gateway import auth
 from vision_o3.gateway.logs import configure_logging
 

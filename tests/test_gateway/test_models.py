@@ -6,9 +6,9 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+
 from tests.fakes.model_files import tflite
 from tests.test_gateway.running import MIB, OpenGateway, Running, problem
-
 from vision_o3.content.dag import cid_of_bytes
 from vision_o3.db.claims import insert_claim
 from vision_o3.db.models import MODELS, ModelRow

@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from structlog.testing import capture_logs
-from tests.test_gateway.running import Running, problem
 
+from tests.test_gateway.running import Running, problem
 from vision_o3 import errors
 from vision_o3.errors import VisionO3Error
 from vision_o3.gateway import problems

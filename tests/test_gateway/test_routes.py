@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from fastapi.routing import APIRoute
 from pydantic import SecretStr
-from tests.test_gateway.running import Running
 
+from tests.test_gateway.running import Running
 from vision_o3.gateway.auth import SCOPES
 from vision_o3.gateway.main import create_app
 from vision_o3.gateway.problems import MEDIA_TYPE

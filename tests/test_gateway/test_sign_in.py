@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 from pydantic import SecretStr
-from tests.test_gateway.running import SECRET, OpenGateway, Running, problem
 
+from tests.test_gateway.running import SECRET, OpenGateway, Running, problem
 from vision_o3.db import models as tables
 from vision_o3.errors import (
     AlreadyExistsError,

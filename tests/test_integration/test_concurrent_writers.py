@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from tests.fakes.model_files import tflite
 from tests.test_integration.gateways import (
     Site,
@@ -15,7 +16,6 @@ from tests.test_integration.gateways import (
     postgres_database,
     running,
 )
-
 from vision_o3.content.dag import cid_of_bytes
 
 pytestmark = pytest.mark.integration

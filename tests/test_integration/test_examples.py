@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.fakes.model_files import tflite
 from tests.test_integration.gateways import VISION_O3, Site, running
 

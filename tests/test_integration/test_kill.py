@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.fakes.model_files import tflite
 from tests.test_integration.gateways import (
     RunningGateway,
@@ -24,7 +25,6 @@ from tests.test_integration.gateways import (
     get_token,
     start,
 )
-
 from vision_o3.content.dag import cid_of_bytes
 
 pytestmark = pytest.mark.integration

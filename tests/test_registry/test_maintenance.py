@@ -4,11 +4,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+
 from tests.fakes.model_files import tflite
 from tests.fakes.scripted_store import ScriptedStore
 from tests.test_registry.conftest import Registry, open_registry
 from tests.test_registry.test_publishing import claim, rows
-
 from vision_o3.registry.maintenance import Swept
 from vision_o3.storage.local import LocalStore
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
+
 from tests.fakes.model_files import tflite
 from tests.fakes.scripted_store import ScriptedStore
 from tests.test_registry.conftest import Registry, open_registry
-
 from vision_o3.content.cid import CID
 from vision_o3.content.dag import cid_of_bytes
 from vision_o3.db import models as tables

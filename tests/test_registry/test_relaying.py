@@ -5,10 +5,10 @@ import random
 from pathlib import Path
 
 import pytest
+
 from tests.fakes.model_files import tflite
 from tests.fakes.scripted_store import ScriptedStore
 from tests.test_registry.conftest import Registry, open_registry
-
 from vision_o3.errors import IntegrityError, LengthMismatchError, ObjectNotFoundError
 from vision_o3.registry import relaying
 from vision_o3.storage.local import LocalStore

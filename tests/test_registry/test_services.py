@@ -3,9 +3,9 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from tests.fakes.model_files import tflite
 from tests.test_registry.conftest import Registry
-
 from vision_o3.content.dag import cid_of_bytes
 from vision_o3.db.queries import LineFilters
 from vision_o3.errors import InvalidNameError, InvalidVersionError, NotFoundError

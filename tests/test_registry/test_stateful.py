@@ -9,11 +9,11 @@ from pathlib import Path
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
 from tests.fakes.model_files import tflite
 from tests.fakes.scripted_store import ScriptedStore
 from tests.test_registry.conftest import open_registry
 from tests.test_registry.test_publishing import expire_claims
-
 from vision_o3.content.dag import cid_of_bytes
 from vision_o3.errors import NotFoundError, StorageError
 from vision_o3.storage.local import LocalStore

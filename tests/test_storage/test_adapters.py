@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from tests.conformance.object_store import (
     KEY,
     MIB,
@@ -19,7 +20,6 @@ from tests.conformance.object_store import (
     put_file,
 )
 from tests.fakes.scripted_store import ScriptedStore
-
 from vision_o3.errors import (
     AlreadyExistsError,
     ConfigurationError,
