@@ -1,7 +1,8 @@
 """Check a file's content against its declared format, and read facts from its header.
 
-Every check reads a bounded number of bytes, at most ``HEAD`` and what an ONNX file's
-top-level fields need. No pickle, no code and no external file is ever opened.
+Every check reads a bounded number of bytes, in memory that does not grow with the
+file. No pickle, no code and no external file is ever opened. These are checks of
+headers: they tell what a file is, not that a framework can load it.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vision_o3.errors import FormatError
-from vision_o3.formats import onnx
-from vision_o3.formats.magic import HEAD, describe
+from vision_o3.formats import hdf5, onnx, text
+from vision_o3.formats.archives import ZIP_MEMBER, check_tar_gz, zip_names
+from vision_o3.formats.magic import AS_DECLARED, HEAD, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,13 +29,20 @@ _EXTENSIONS = {
     **{name: name for name in MODEL_FORMATS + DATASET_FORMATS},
     "pth": "pt",
     "hdf5": "h5",
-    "keras.h5": "h5",
     "tgz": "tar.gz",
 }
-_HDF5 = b"\x89HDF\r\n\x1a\n"
-_TORCH_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"
+_TORCH_MAGIC = re.compile(
+    rb"\x80[\x02-\x05](\x95.{8})?"  # protocol, and from 4 on a frame
+    rb"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\.",
+    re.DOTALL,
+)
 """How ``torch.save`` began files before 1.6: a pickle of 0x1950a86a20f9469cfc6c."""
-_ZIP_MEMBER = b"PK\x03\x04"
+_TORCH_PICKLE = re.compile(rb"[^/]+/data\.pkl")
+_TORCHSCRIPT = re.compile(rb"[^/]+/(constants\.pkl|code/.*)", re.DOTALL)
+_MOST_MEMBERS = 100_000
+"""Members of a PyTorch file that are looked at."""
+_XML = re.compile(r"<(\?xml\s|!--|!DOCTYPE\s|[^\W\d]|:)")
+_HTML = re.compile(r"<(!DOCTYPE\s+html|html)\b", re.IGNORECASE)
 _TFLITE_LEAST = 12
 """Bytes: root offset, identifier, one table."""
 
@@ -75,28 +85,37 @@ def inspect(path: Path, declared: str) -> Inspection:
         except ValueError as error:
             detected = describe(head, file, size)
             raise FormatError(
-                f"The file was declared as .{declared}, but it is {detected}: {error}. "
-                "Upload the right file, or declare what it is.",
+                _mismatch(declared, detected, str(error)),
                 declared=declared,
                 detected=detected,
             ) from error
     return Inspection(declared, facts)
 
 
-def _pt(head: bytes, _: int, __: BinaryIO) -> dict[str, Any]:
-    if head.startswith(_TORCH_MAGIC):
+def _mismatch(declared: str, detected: str, reason: str) -> str:
+    if detected in AS_DECLARED.get(declared, ()):
+        return (
+            f"The file was declared as .{declared} and is {detected}, but not a good "
+            f"one: {reason}. Upload the whole, right file."
+        )
+    return (
+        f"The file was declared as .{declared}, but it is {detected}: {reason}. "
+        "Upload the right file, or declare what it is."
+    )
+
+
+def _pt(head: bytes, size: int, file: BinaryIO) -> dict[str, Any]:
+    if _TORCH_MAGIC.match(head):
         return {"container": "legacy"}
-    if not head.startswith(_ZIP_MEMBER):
+    if not head.startswith(ZIP_MEMBER):
         raise ValueError("a PyTorch file is a zip by torch.save or its older form")
-    # torch writes `<archive>/data.pkl` (or, for TorchScript, code and constants) first.
-    member = _first_member(head)
-    if re.fullmatch(r"[^/]+/data\.pkl", member):
-        return {"container": "zip"}
-    if re.match(
-        r"[^/]+/(code/|constants\.pkl|version|byteorder|\.format_version)", member
-    ):
-        return {"container": "zip"}
-    raise ValueError(f"its first member is {member[:80]!r}, not data.pkl")
+    has_pickle = has_code = False
+    for name in islice(zip_names(file, size), _MOST_MEMBERS):
+        has_pickle = has_pickle or _TORCH_PICKLE.fullmatch(name) is not None
+        has_code = has_code or _TORCHSCRIPT.fullmatch(name) is not None
+    if not has_pickle and not has_code:
+        raise ValueError("it has no member data.pkl, which a PyTorch file has")
+    return {"container": "zip", "torchscript": has_code}
 
 
 def _onnx(_: bytes, size: int, file: BinaryIO) -> dict[str, Any]:
@@ -113,62 +132,33 @@ def _tflite(head: bytes, size: int, _: BinaryIO) -> dict[str, Any]:
 
 
 def _h5(_: bytes, size: int, file: BinaryIO) -> dict[str, Any]:
-    # HDF5 file format 3.0, II.A: the superblock is at 0, 512, 1024, 2048, …
-    at = 0
-    while at + len(_HDF5) < size:
-        file.seek(at)
-        block = file.read(len(_HDF5) + 1)
-        if block[:-1] == _HDF5:
-            return {"superblock_version": block[-1]}
-        at = max(512, 2 * at)
-    raise ValueError("an HDF5 file has the signature \\x89HDF")
+    return {"superblock_version": hdf5.superblock_version(file, size)}
 
 
-def _zip(head: bytes, size: int, file: BinaryIO) -> dict[str, Any]:
-    # APPNOTE 4.3.16: the end record is in the last 22 bytes and a comment of ≤ 65,535.
-    file.seek(max(0, size - 65_557))
-    if not head.startswith((_ZIP_MEMBER, b"PK\x05\x06")):
-        raise ValueError("a ZIP archive begins with PK")
-    if b"PK\x05\x06" not in file.read():
-        raise ValueError("its end record is missing; is the file cut short?")
+def _zip(_: bytes, size: int, file: BinaryIO) -> dict[str, Any]:
+    next(zip_names(file, size), None)
     return {}
 
 
-def _tar_gz(head: bytes, _: int, __: BinaryIO) -> dict[str, Any]:
-    if head[:3] != b"\x1f\x8b\x08":
-        raise ValueError("a tar.gz begins as gzip does")
+def _tar_gz(_: bytes, __: int, file: BinaryIO) -> dict[str, Any]:
+    check_tar_gz(file)
     return {}
 
 
 def _json(head: bytes, size: int, _: BinaryIO) -> dict[str, Any]:
-    text = _text(head, size).lstrip(" \t\r\n")
-    if not text.startswith(("{", "[")):
+    if not text.utf8(head, size).lstrip(" \t\r\n").startswith(("{", "[")):
         raise ValueError("a JSON dataset begins with { or [")
     return {}
 
 
-def _xml(head: bytes, size: int, _: BinaryIO) -> dict[str, Any]:
-    if not re.match(r"\s*<(\?xml\s|!--|!DOCTYPE|[A-Za-z_])", _text(head, size)):
+def _xml(head: bytes, _: int, __: BinaryIO) -> dict[str, Any]:
+    # XML may state an encoding of its own.
+    start = text.in_any_encoding(head).lstrip(" \t\r\n")
+    if not _XML.match(start):
         raise ValueError("an XML dataset begins with <?xml or its root element")
-    if re.match(r"\s*(<!DOCTYPE\s+html|<html)", _text(head, size), re.IGNORECASE):
+    if _HTML.match(start):
         raise ValueError("it is HTML")
     return {}
-
-
-def _text(head: bytes, size: int) -> str:
-    """Return the head as text; it may end within a character if the file goes on."""
-    try:
-        return head.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        if size > len(head) and error.start >= len(head) - 3:
-            return head[: error.start].decode("utf-8-sig")
-        raise ValueError("it is not UTF-8 text") from error
-
-
-def _first_member(head: bytes) -> str:
-    """Return the name of a zip's first member (APPNOTE 4.3.7)."""
-    length = int.from_bytes(head[26:28], "little")
-    return head[30 : 30 + length].decode("utf-8", "replace")
 
 
 _CHECKS: dict[str, Callable[[bytes, int, BinaryIO], dict[str, Any]]] = {
