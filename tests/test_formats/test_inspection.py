@@ -279,6 +279,7 @@ ZIP_WITH_A_LONG_COMMENT = (
         ("h5", bytes(5000), "signature"),
         ("h5", h5(extra=1), "is an HDF5 file, but not a good one: it ends before"),
         ("h5", h5(2, base=512, extra=1), "ends before"),
+        ("h5", bytes(512) + h5(extra=513), "is an HDF5 file, but not a good one"),
         ("h5", h5(4), "version 4 does not exist"),
         ("h5", HDF5 + bytes(100), "damaged"),
         ("h5", h5()[:13], "cut short"),

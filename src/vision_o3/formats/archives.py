@@ -60,10 +60,12 @@ def _zip_directory(file: BinaryIO, size: int) -> tuple[int, int]:
     tail = file.read()
     at = tail.rfind(ZIP_END)
     if at < 0 or at + _END.size > len(tail):
-        raise ValueError("its end record is missing; is the file cut short?")
+        raise ValueError("its end record is missing, as if the file were cut short")
     _, length, start, comment = _END.unpack_from(tail, at)
     if at + _END.size + comment != len(tail):
-        raise ValueError("its end record is not at the end; is the file cut short?")
+        raise ValueError(
+            "its end record is not at the end, as if the file were cut short"
+        )
     end = tail_at + at
     if tail[max(0, at - _LOCATOR.size) : at].startswith(b"PK\x06\x07"):
         _, end = _LOCATOR.unpack_from(tail, at - _LOCATOR.size)

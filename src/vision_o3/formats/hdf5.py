@@ -43,5 +43,7 @@ def _version(block: bytes, at: int, size: int) -> int:
     base = int.from_bytes(block[first : first + width], "little")
     end = int.from_bytes(block[first + 2 * width : first + 3 * width], "little")
     if len(block) < first + 3 * width or at + end - base > size:
-        raise ValueError("it ends before the end that it states; is it cut short?")
+        raise ValueError(
+            "it ends before the end that it states, as if it were cut short"
+        )
     return version

@@ -24,7 +24,7 @@ _SIGNATURES = (
     (0, ZIP_MEMBER, "a ZIP archive"),
     (0, ZIP_END, "an empty ZIP archive"),
     (0, b"\x1f\x8b", "gzip-compressed"),
-    (0, hdf5.SIGNATURE, "an HDF5 file"),
+    *((at, hdf5.SIGNATURE, "an HDF5 file") for at in (0, 512, 1024, 2048)),
     (4, b"TFL3", "a TFLite model"),
     (0, b"\x80\x02\x8a\x0a", "a PyTorch file of the older form"),
     (8, b'{"', "a safetensors file"),

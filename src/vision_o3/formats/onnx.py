@@ -21,7 +21,7 @@ _MOST_FIELDS = 10_000
 _MOST_OPSETS = 100
 _LONGEST_TEXT = 1_000
 _MOST_VERSION = 1_000
-"""Far above any IR or opset version that exists (13 and 26 in 2026)."""
+"""Far above any IR or opset version (14 and 26 in 2026), far below random bytes."""
 _FIRST_WITH_OPSETS = 3
 """IR version from which a model must say which operator sets it uses."""
 
@@ -73,7 +73,9 @@ def _fields(file: BinaryIO, end: int) -> Iterator[tuple[int, int | range]]:
             length = _varint(file)
             start = file.tell()
             if start + length > end:
-                raise ValueError("a field is longer than the file; is it cut short?")
+                raise ValueError(
+                    "a field is longer than the file, as if it were cut short"
+                )
             yield number, range(start, start + length)
             file.seek(start + length)
         else:
