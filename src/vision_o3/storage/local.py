@@ -106,9 +106,10 @@ class LocalStore(ObstoreAdapter):
     ) -> AsyncGenerator[bytes | memoryview]:
         """Yield the bytes ``[start, end)``; see ``ObjectStore.stream``.
 
-        Each piece is one ``pread`` on a thread: 4.6 to 5.3 GB/s from a 512 MiB file in
-        memory, on two cores, with asyncio and uvloop alike. ``obstore``'s ranges with
-        one read ahead reached 3.4 to 3.9, its stream 0.3 (2026-11-24).
+        Each piece is one ``pread`` on a thread. From a 512 MiB file in memory, on two
+        cores, asyncio or uvloop, medians of five: 3.8 to 5.9 GB/s; ``obstore``'s ranges
+        with one read ahead 3.4 to 3.9, its stream 0.3 (2026-11-24). Reading ahead here
+        gained nothing.
         """
         await anyio.to_thread.run_sync(self._size_for, key, start, end)
         with _disk_errors():
