@@ -404,10 +404,6 @@ def test_factory_opens_a_directory(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "objects" / KEY).exists()
 
 
-def test_factory_opens_a_store_in_memory() -> None:
-    assert isinstance(open_store("memory:"), MemoryStore)
-
-
 @pytest.mark.parametrize(
     ("letter", "content"), [("C", b"\x60bc"), ("S", b"ab"), ("O", b"abc")]
 )

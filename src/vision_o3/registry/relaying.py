@@ -119,7 +119,10 @@ class Relay:
         read = iter(indices)
         pieces = self._store.stream(version.object_key, first, last)
         try:
-            async with aclosing(_cut(pieces, table.chunk_size)) as leaves:
+            async with (
+                aclosing(pieces),
+                aclosing(_cut(pieces, table.chunk_size)) as leaves,
+            ):
                 async for leaf in leaves:
                     index = next(read)
                     check = loop.run_in_executor(None, table.verify, index, leaf)

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 from vision_o3.errors import ConfigurationError
 from vision_o3.storage.local import LocalStore
-from vision_o3.storage.memory import MemoryStore
 
 if TYPE_CHECKING:
     from vision_o3.storage.base import ObjectStore
 
 
 def open_store(location: str) -> ObjectStore:
-    """Return the store at a location: a directory, or ``memory:`` for a trial.
+    """Return the store at a location, which is a directory for now.
 
     Raises:
         ConfigurationError: No adapter for a location of this form.
@@ -31,6 +30,4 @@ def open_store(location: str) -> ObjectStore:
             "VISION_O3_STORE is empty. "
             "Name a directory, for example ./vision-o3/objects.",
         )
-    if location == "memory:":
-        return MemoryStore()
     return LocalStore(Path(location).expanduser())
