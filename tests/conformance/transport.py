@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, List
 
 import pytest
 
@@ -99,7 +99,7 @@ class TransportConformance:
         assert gateway.seen[0].body == b"some bytes"
 
     def test_sends_pieces(self, gateway: FakeGateway, transport: Transport) -> None:
-        pieces = [b"some ", memoryview(b"pieces")]
+        pieces: List[Any] = [b"some ", memoryview(b"pieces")]
         headers = {"Content-Length": "11"}
         transport.request("POST", f"{gateway.url}/x", headers, pieces).close()
         assert gateway.seen[0].body == b"some pieces"

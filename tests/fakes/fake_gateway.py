@@ -159,10 +159,8 @@ class FakeGateway:
         words = seen.path.strip("/").split("/")
         if (seen.method, words) == ("POST", ["auth", "token"]):
             return self._sign_in(dict(parse_qsl(seen.body.decode())))
-        if self.tokens or self.users:
-            given = seen.headers.get("authorization", "")
-            if given not in [f"Bearer {token}" for token in self.tokens]:
-                return problem(401, "unauthenticated")
+        if not self._lets_in(seen):
+            return problem(401, "unauthenticated")
         if words[0] not in self.published:
             return problem(404, "not_found")
         collection = self.published[words[0]]
@@ -170,15 +168,21 @@ class FakeGateway:
             return self._receive(words[0], seen)
         if len(words) == 1:
             return self._list(collection, seen)
-        found = self._find(collection, words[1:])
-        if found is None:
+        return self._describe(self._find(collection, words[1:]), words[-1], seen)
+
+    def _lets_in(self, seen: Seen) -> bool:
+        given = seen.headers.get("authorization", "")
+        known = [f"Bearer {token}" for token in self.tokens]
+        return given in known or not (self.tokens or self.users)
+
+    @staticmethod
+    def _describe(found: Optional[Published], what: str, seen: Seen) -> Answer:
+        car = found.dag.sidecar() if found is not None else None
+        if found is None or (what == "dag" and car is None):
             return problem(404, "not_found")
-        if words[-1] == "dag":
-            car = found.dag.sidecar()
-            if car is None:
-                return problem(404, "not_found")
+        if what == "dag" and car is not None:
             return Answer(200, {"Content-Type": "application/vnd.ipld.car"}, car)
-        if words[-1] == "download":
+        if what == "download":
             return _bytes_answer(found.content, seen.headers.get("range", ""))
         return json_answer(200, found.document)
 
@@ -223,7 +227,11 @@ class FakeGateway:
         return None
 
     def _receive(self, collection: str, seen: Seen) -> Answer:
-        boundary = seen.headers.get("content-type", "boundary=none").partition("boundary=")[2].encode()
+        boundary = (
+            seen.headers.get("content-type", "boundary=none")
+            .partition("boundary=")[2]
+            .encode()
+        )
         fields: Dict[str, Any] = {"tags": []}
         content = b""
         for part in seen.body.split(b"--" + boundary)[1:-1]:

@@ -100,7 +100,7 @@ def test_too_large_stream_is_refused_while_it_comes(serve: Serve) -> None:
 @pytest.mark.parametrize("token", [True, False])
 def test_answer_arrives_though_the_caller_sends_all_first(
     serve: Serve,
-    token: bool,  # noqa: FBT001 - a case
+    token: bool,
 ) -> None:
     size = 20 * MIB
     with (
@@ -215,7 +215,7 @@ def test_store_that_fails_in_the_middle_breaks_the_connection(
 @pytest.mark.parametrize("leave", [True, False])
 def test_caller_who_stops_reading_is_dropped(
     serve: Serve,
-    leave: bool,  # noqa: FBT001 - a case
+    leave: bool,
 ) -> None:
     with serve(stall_timeout_s=0.2 if not leave else 60) as served:
         assert publish(served, tflite(1, 64 * MIB)) == 201

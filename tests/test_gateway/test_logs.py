@@ -105,7 +105,7 @@ def test_no_secret_is_in_any_log_line(
 def test_callers_request_id_is_kept_if_it_is_harmless(
     running: Running,
     given: str | bytes,
-    kept: bool,  # noqa: FBT001 - a case
+    kept: bool,
 ) -> None:
     with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
         answer = running.get("/models", headers={"X-Request-ID": given})

@@ -34,7 +34,10 @@ from tests.test_sdk.conftest import (
     content_of,
 )
 from vision_o3 import errors
+from vision_o3.content.cid import CID
+from vision_o3.content.leaves import LeafTable
 from vision_o3.sdk.client import VisionO3Client
+from vision_o3.sdk.download import fetch
 from vision_o3.sdk.transport import HTTPTransport
 
 LARGE = content_of(5 * MIB + 12345)
@@ -53,10 +56,8 @@ def any_client(
     if request.param == "memory":
         yield make_client()
         return
-    with (
-        gateway.serving(),
-        make_client(transport=HTTPTransport(read_timeout_s=0.1)) as client,
-    ):
+    transport = HTTPTransport(read_timeout_s=0.1)
+    with gateway.serving(), make_client(transport=transport) as client:
         yield client
 
 
@@ -119,7 +120,7 @@ def test_a_wrong_leaf_is_asked_for_again(
         body(b""),
         body(content_of(len(LARGE), seed=2)),
         body(b"\0" * len(LARGE)),
-        lambda answer: header("Content-Length", str(2 * len(LARGE)))(answer),
+        header("Content-Length", str(2 * len(LARGE))),
     ],
 )
 def test_wrong_bodies_are_asked_for_again(
@@ -224,13 +225,10 @@ def test_bytes_may_come_from_another_host(
     store = FakeGateway()
     gateway.publish("m", LARGE)
     store.publish("m", LARGE)
-    with (
-        gateway.serving(),
-        store.serving(),
-        make_client(api_token="t", transport=None) as client,
-    ):
+    with gateway.serving(), store.serving():
         gateway.lie("/download", redirect(f"{store.url}/models/m/download"))
-        assert client.download_model("m").read_bytes() == LARGE
+        with make_client(api_token="t", transport=None) as client:
+            assert client.download_model("m").read_bytes() == LARGE
     assert store.count("/download") == 1
     assert "authorization" not in store.seen[0].headers
 
@@ -345,7 +343,7 @@ def test_a_wrong_leaf_in_each_answer_still_ends(
 def test_an_interrupted_transfer_leaves_nothing(
     gateway: FakeGateway, make_client: MakeClient, tmp_path: Path
 ) -> None:
-    def stop(done: int, total: int) -> None:
+    def stop(*_: int) -> None:
         raise KeyboardInterrupt
 
     gateway.publish("m", LARGE)
@@ -358,12 +356,8 @@ def test_an_interrupted_transfer_leaves_nothing(
 def test_an_unforeseen_error_while_verifying_is_passed_on(
     gateway: FakeGateway, client: VisionO3Client, tmp_path: Path
 ) -> None:
-    from vision_o3.content.cid import CID
-    from vision_o3.content.leaves import LeafTable
-    from vision_o3.sdk.download import fetch
-
     class Failing(LeafTable):
-        def verify(self, index: int, leaf: object) -> None:
+        def verify(self, *_: object) -> None:
             raise MemoryError
 
     document = gateway.publish("m", b"abc")

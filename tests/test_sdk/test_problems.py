@@ -50,11 +50,13 @@ def test_code_becomes_its_class(cls: Type[errors.VisionO3Error]) -> None:
 )
 @pytest.mark.parametrize("code", ["who_knows", "internal", None])
 def test_without_a_known_code_the_status_decides(
-    status: int, cls: Type[errors.VisionO3Error], retryable: bool, code: Optional[str]
+    status: int,
+    cls: Type[errors.VisionO3Error],
+    retryable: bool,
+    code: Optional[str],
 ) -> None:
-    answer = Answer(status, {"Content-Type": "text/html"}, b"<p>") if code is None else (
-        problem(status, code)
-    )  # fmt: skip
+    page = Answer(status, {"Content-Type": "text/html"}, b"<p>")
+    answer = page if code is None else problem(status, code)
     error = error_of(answer)
     assert type(error) is cls
     assert error.retryable is retryable

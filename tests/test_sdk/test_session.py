@@ -201,8 +201,17 @@ def test_keeps_the_token_on_its_own_origin(
 
 @pytest.mark.parametrize(
     "location",
-    ["file:///etc/passwd", "ftp://a/b", "http://store.test/x", "", "javascript:x"]
-    + ["//", "http://user:pass@gw.test/", "https://[", "HTTP://gw.test/"],
+    [
+        "file:///etc/passwd",
+        "ftp://a/b",
+        "http://store.test/x",
+        "",
+        "javascript:x",
+        "//",
+        "http://user:pass@gw.test/",
+        "https://[",
+        "HTTP://gw.test/",
+    ],
 )
 def test_refuses_to_be_sent_elsewhere(clock: FakeClock, location: str) -> None:
     gateway, store = FakeGateway(), FakeGateway()

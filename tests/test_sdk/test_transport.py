@@ -202,8 +202,17 @@ def test_origin(url: str, origin: object) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "gateway", "ftp://a", "file:///etc/passwd", "http://", "http://a:b@c"]
-    + ["http://a:99999", "http://[", "http://a:x"],
+    [
+        "",
+        "gateway",
+        "ftp://a",
+        "file:///etc/passwd",
+        "http://",
+        "http://a:b@c",
+        "http://a:99999",
+        "http://[",
+        "http://a:x",
+    ],
 )
 def test_no_origin(url: str) -> None:
     with pytest.raises(InputError, match="URL"):

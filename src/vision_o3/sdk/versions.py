@@ -169,7 +169,7 @@ def _check(info: VersionInfo) -> None:
     CID.parse(info.cid)
 
 
-def _parse_time(text: str) -> datetime:
+def _parse_time(text: object) -> datetime:
     # Before Python 3.11, fromisoformat does not know "Z".
-    parsed = datetime.fromisoformat(text.replace("Z", "+00:00"))  # noqa: FURB162 - as above
+    parsed = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
     return parsed.astimezone(timezone.utc)
