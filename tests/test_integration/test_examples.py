@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.model_files import tflite
+from tests.fakes.model_files import onnx, tflite
 from tests.test_integration.gateways import VISION_O3, Site, running
 
 pytestmark = pytest.mark.integration
@@ -62,7 +62,7 @@ def test_commands_of_the_readme_work_in_their_order(tmp_path: Path) -> None:
         r"^vision-o3 (?!serve|user)(.+?)(?:\s+#.*)?$", section, re.MULTILINE
     )
     assert len(lines) >= 4
-    (tmp_path / "detector.onnx").write_bytes(b"\x08\x08\x3a\x01x" + b"\x3a\x00" * 9)
+    (tmp_path / "detector.onnx").write_bytes(onnx())
     site = Site(tmp_path, f"sqlite:///{tmp_path}/registry.db")
     with running(site) as (gateway,):
         name, secret = site.add_user("ann", "model:read", "model:write")
