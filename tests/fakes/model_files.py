@@ -13,5 +13,5 @@ def tflite(seed: int = 0, size: int = 64) -> bytes:
 
 
 def onnx() -> bytes:
-    """Return the header of an ONNX model: IR version 8, an empty graph, opset 17."""
-    return b"\x08\x08" + b"\x3a\x00" + b"\x42\x02\x10\x11"
+    """Return the header of an ONNX model: IR version 8, a graph, opset 17."""
+    return b"\x08\x08" + b"\x3a\x07a graph" + b"\x42\x02\x10\x11"
