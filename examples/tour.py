@@ -122,8 +122,9 @@ def tour(model: Path, home: Path) -> None:
         "  source .venv/bin/activate\n"
         '  export VISION_O3_JWT_SECRET="$(python3 -c '
         "'import secrets; print(secrets.token_urlsafe(48))')\"\n"
-        "  vision-o3 serve --migrate &\n"
+        "  vision-o3 admin migrate\n"
         "  vision-o3 user add me --scope model:read --scope model:write\n"
+        "  vision-o3 serve &\n"
         "  vision-o3 login http://127.0.0.1:8000\n"
         "  vision-o3 push YOUR-MODEL.onnx --name my-model\n"
         "  vision-o3 pull my-model\n"
