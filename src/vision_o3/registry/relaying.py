@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from vision_o3.storage.base import ObjectStore
 
 _AHEAD = 1
-"""Leaves that are verified while one is being handed on."""
+"""Leaves of a stream that are verified while one is being handed on."""
+_FEW = 16
+"""Streams up to which each reads ahead; more keep each other busy, and cost memory."""
 _CACHED_LEAVES = 1_000_000
 """Leaves whose digests are kept in memory: 32 MB, for 1 TB of artifacts."""
 
@@ -54,6 +56,7 @@ class Relay:
         self._tables: OrderedDict[CID, LeafTable] = OrderedDict()
         self._leaves = 0
         self._lock = threading.Lock()
+        self._streams = 0
 
     def sidecar(self, version: Version) -> bytes | None:
         """Return the version's sidecar as stored; ``None`` for content of one leaf.
@@ -96,7 +99,8 @@ class Relay:
 
         Whole leaves are read, also where the range takes a part of one, so nothing
         unverified is handed on. The next leaf is verified while the caller is busy
-        with the last: two are held. Close the generator when leaving it early.
+        with the last: two are held, and one when there are many streams. Close the
+        generator when leaving it early.
 
         Raises:
             IntegrityError: The store's bytes are not what the CID names.
@@ -117,6 +121,7 @@ class Relay:
             return leaf[max(start - at, 0) : min(end, until) - at]
 
         read = iter(indices)
+        self._streams += 1
         pieces = self._store.stream(version.object_key, first, last)
         try:
             async with (
@@ -127,11 +132,12 @@ class Relay:
                     index = next(read)
                     check = loop.run_in_executor(None, table.verify, index, leaf)
                     ahead.append((index, leaf, check))
-                    if len(ahead) > _AHEAD:
+                    while len(ahead) > (_AHEAD if self._streams <= _FEW else 0):
                         yield await verified()
             while ahead:
                 yield await verified()
         finally:
+            self._streams -= 1
             for _, _, check in ahead:
                 check.cancel()
         if (missing := next(read, None)) is not None:
