@@ -7,6 +7,7 @@ Families answer "what may the caller do about it"::
     │   ├── InvalidCIDError          invalid_cid
     │   ├── InvalidNameError         invalid_name
     │   ├── InvalidVersionError      invalid_version
+    │   ├── InvalidPathError         invalid_path
     │   ├── InvalidRangeError        invalid_range
     │   ├── FormatError              format_mismatch
     │   ├── UnsafeContentError       unsafe_content
@@ -30,6 +31,7 @@ Families answer "what may the caller do about it"::
     │   ├── TransientStorageError    storage_unavailable
     │   └── StorageFullError         storage_full
     ├── DatabaseUnavailableError wait, then try again (database_unavailable)
+    ├── GatewayBusyError         wait, then try again (gateway_busy)
     ├── CacheError               (edge) make room or fix permissions (cache_error)
     ├── ConfigurationError       mend the settings (invalid_configuration)
     └── TransportError           (edge) the exchange did not complete (transport_error)
@@ -86,6 +88,12 @@ class InvalidVersionError(InputError):
     """Not a version number (a whole number from 1 up)."""
 
     code = "invalid_version"
+
+
+class InvalidPathError(InputError):
+    """Not a path that a file of an archive can have (``path``)."""
+
+    code = "invalid_path"
 
 
 class InvalidRangeError(InputError):
@@ -226,6 +234,13 @@ class DatabaseUnavailableError(VisionO3Error):
     """The metadata database did not answer; what was asked may have been done."""
 
     code = "database_unavailable"
+    retryable = True
+
+
+class GatewayBusyError(VisionO3Error):
+    """The gateway has too much to do, or is being stopped (``retry_after_s``)."""
+
+    code = "gateway_busy"
     retryable = True
 
 

@@ -15,7 +15,7 @@ from vision_o3.content.cid import CID, DAG_PB, RAW
 from vision_o3.content.dag_pb import Link, encode_node
 from vision_o3.content.profile import UNIXFS_V1_2025, ImportProfile
 from vision_o3.content.sidecar import encode_sidecar
-from vision_o3.errors import LimitExceededError
+from vision_o3.errors import DigestMismatchError, LimitExceededError
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -175,6 +175,27 @@ def cid_of_bytes(
     hasher = ContentHasher(profile)
     hasher.update(content)
     return hasher.finish().root
+
+
+def check_bytes(content: ReadableBuffer, expected: CID, what: str) -> None:
+    """Return if these are the bytes that a CID names.
+
+    Args:
+        content: All of them.
+        expected: The CID.
+        what: What they are said to be, for the error.
+
+    Raises:
+        DigestMismatchError: They are not.
+        LimitExceededError: There are more than the profile allows.
+    """
+    actual = cid_of_bytes(content)
+    if actual != expected:
+        raise DigestMismatchError(
+            f"The {what} is {actual}, not {expected}.",
+            expected=str(expected),
+            actual=str(actual),
+        )
 
 
 def cid_of_stream(stream: ReadableInto, profile: ImportProfile = UNIXFS_V1_2025) -> Dag:
