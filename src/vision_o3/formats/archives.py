@@ -1,117 +1,288 @@
-"""The headers of ZIP and tar.gz archives. Nothing but names is read from them."""
+"""What ZIP and tar.gz archives share: safe paths, bounds, and reads at an offset."""
 
 from __future__ import annotations
 
-import struct
+import os
+import threading
+import unicodedata
 import zlib
-from typing import TYPE_CHECKING, Any, BinaryIO
+from contextlib import suppress
+from itertools import chain
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+from isal import isal_zlib
+
+from vision_o3.content.manifest import parse_path
+from vision_o3.errors import InvalidPathError, UnsafeContentError
+from vision_o3.formats.bounded import over_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+    from vision_o3.formats.limits import Limits
 
 ZIP_MEMBER = b"PK\x03\x04"
 ZIP_END = b"PK\x05\x06"
-
-# APPNOTE 4.3.12 to 4.3.16: signature and the fields of use, in order.
-_END = struct.Struct("<4s8xIIH")  # directory size and offset, comment length
-_END_64 = struct.Struct("<4s36xQQ")  # directory size and offset
-_LOCATOR = struct.Struct("<4s4xQ4x")  # offset of the zip64 end record
-_ENTRY = struct.Struct("<4s24xHHH12x")  # lengths of name, extra field, comment
-_LONGEST_COMMENT = 65_535
-
-_BLOCK = 512
-"""Bytes of a tar header."""
-_CHECKSUM = slice(148, 156)
-_GZIP = 16 + zlib.MAX_WBITS
-_MOST_GZIP = 1 << 18
-"""Compressed bytes read for one tar header: gzip's own may hold 64 KiB of text."""
+PIECE = 1 << 20
+"""Most bytes of content that are handed on at once."""
+RAW_DEFLATE = -15
+"""What zlib calls a deflate stream without a header, of the largest window."""
+_RATIO_FREE = 16 << 20
+"""Unpacked bytes that are never too many for what holds them."""
+_MACOS_ICON = "Icon\r"
+"""An empty file, whose resources hold the picture of a folder."""
 
 
-def zip_names(file: BinaryIO, size: int) -> Iterator[bytes]:
-    """Yield the names in a ZIP archive's directory, whose place is checked first.
+_DAMAGED: tuple[type[Exception], ...] = (zlib.error, isal_zlib.error)  # type: ignore[assignment]  # a slip of the stub
 
-    Memory is O(name); ask for as many as you need.
 
-    Raises:
-        ValueError: Not a whole ZIP archive.
+class Source:
+    """Reads a file at offsets, from any thread, without moving where others read.
+
+    A file without a descriptor, such as ``io.BytesIO``, is read under a lock.
     """
-    file.seek(0)
-    if file.read(4) not in (ZIP_MEMBER, ZIP_END):
-        raise ValueError("a ZIP archive begins with PK")
-    at, end = _zip_directory(file, size)
-    while at < end:
-        file.seek(at)
-        signature, *lengths = _unpack(_ENTRY, file)
-        if signature != b"PK\x01\x02":
-            raise ValueError("its directory is damaged")
-        yield file.read(lengths[0])
-        at += _ENTRY.size + sum(lengths)
-    if at != end:
-        raise ValueError("its directory is damaged")
 
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.size = size
+        self._file = file
+        self._lock = threading.Lock()
+        self._descriptor: int | None = None
+        with suppress(OSError):
+            self._descriptor = file.fileno()
 
-def _zip_directory(file: BinaryIO, size: int) -> tuple[int, int]:
-    """Return where the directory starts and ends, from the record that ends the file.
+    def read(self, at: int, count: int) -> bytes:
+        """Return ``count`` bytes from an offset on.
 
-    ``torch.save`` writes a zip64 end record into archives of any size.
-    """
-    tail_at = max(0, size - _END.size - _LONGEST_COMMENT)
-    file.seek(tail_at)
-    tail = file.read()
-    at = tail.rfind(ZIP_END)
-    if at < 0 or at + _END.size > len(tail):
-        raise ValueError("its end record is missing, as if the file were cut short")
-    _, length, start, comment = _END.unpack_from(tail, at)
-    if at + _END.size + comment != len(tail):
-        raise ValueError(
-            "its end record is not at the end, as if the file were cut short"
-        )
-    end = tail_at + at
-    if tail[max(0, at - _LOCATOR.size) : at].startswith(b"PK\x06\x07"):
-        _, end = _LOCATOR.unpack_from(tail, at - _LOCATOR.size)
-        if end > size:
-            raise ValueError("its directory lies outside the file")
-        file.seek(end)
-        signature, length, start = _unpack(_END_64, file)
-        if signature != b"PK\x06\x06":
-            raise ValueError("its zip64 end record is missing")
-    if start + length > end:
-        raise ValueError("its directory lies outside the file")
-    return start, start + length
+        Raises:
+            ValueError: The file ends before.
+        """
+        content = self.read_most(at, count)
+        if len(content) != count:
+            raise ValueError("it is cut short")
+        return content
 
-
-def check_tar_gz(file: BinaryIO) -> None:
-    """Check that a gzip-compressed tar archive begins here, empty or not.
-
-    Raises:
-        ValueError: It does not.
-    """
-    file.seek(0)
-    unpacker = zlib.decompressobj(_GZIP)
-    header = b""
-    try:
-        while len(header) < _BLOCK and file.tell() < _MOST_GZIP:
-            packed = file.read(4096)
-            if not packed:
+    def read_most(self, at: int, count: int) -> bytes:
+        """Return up to ``count`` bytes from an offset on, fewer only at the end."""
+        count = min(count, self.size - at)
+        if count <= 0 or at < 0:
+            return b""
+        if self._descriptor is None:
+            with self._lock:
+                self._file.seek(at)
+                return self._file.read(count)
+        content = os.pread(self._descriptor, count, at)
+        while len(content) < count:  # a read of more than 2 GiB, or a signal
+            more = os.pread(self._descriptor, count - len(content), at + len(content))
+            if not more:
                 break
-            header += unpacker.decompress(packed, _BLOCK - len(header))
-    except zlib.error as error:
-        raise ValueError("a tar.gz begins as gzip does") from error
-    if len(header) < _BLOCK or (any(header) and not _is_summed(header)):
-        raise ValueError("what it holds is not a tar archive")
+            content += more
+        return content
 
 
-def _is_summed(header: bytes) -> bool:
-    """Say whether a tar header has its checksum: the sum with itself as spaces."""
-    told = header[_CHECKSUM]
+class Unpacker(Protocol):
+    """What ``decompressobj`` of zlib and of its relatives returns."""
+
+    @property
+    def eof(self) -> bool:
+        """Whether the stream has ended."""
+
+    @property
+    def unconsumed_tail(self) -> bytes:
+        """Packed bytes not looked at, for want of room."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """Bytes after the end of the stream."""
+
+    def decompress(self, packed: bytes, max_length: int, /) -> bytes:
+        """Return the next bytes, at most as many as told."""
+
+
+def inflated(unpacker: Unpacker, packed: bytes) -> Iterator[bytes]:
+    """Yield all that a deflate stream gives for its next packed bytes, in pieces.
+
+    Raises:
+        ValueError: The stream is damaged.
+    """
+    while not unpacker.eof:
+        try:
+            content = unpacker.decompress(packed, PIECE)
+        except _DAMAGED as error:
+            raise ValueError("its compressed bytes are damaged") from error
+        if content:
+            yield content
+        packed = unpacker.unconsumed_tail
+        if len(content) < PIECE:
+            return
+
+
+def check_ratio(what: str, packed: int, unpacked: int, limits: Limits) -> None:
+    """Return if so many bytes may come out of so few.
+
+    Args:
+        what: A file's path, or nothing for the archive as a whole.
+        packed: Bytes in the archive.
+        unpacked: Bytes that come out.
+        limits: What may.
+
+    Raises:
+        LimitExceededError: They are too many, or too many for what holds them.
+    """
+    if unpacked > limits.unpacked_bytes:
+        raise over_limit(
+            f"{_named(what)} unpacks to too many bytes",
+            limits.unpacked_bytes,
+            "VISION_O3_MAX_UNPACKED_BYTES",
+        )
+    if unpacked > _RATIO_FREE and unpacked > limits.unpack_ratio * packed:
+        raise over_limit(
+            f"{_named(what)} unpacks to too many bytes for each of its own",
+            limits.unpack_ratio,
+            "VISION_O3_MAX_UNPACK_RATIO",
+        )
+
+
+def _named(path: str) -> str:
+    return f"The file {path[:100]!r}" if path else "The archive"
+
+
+def check_count(count: int, limits: Limits) -> None:
+    """Return if an archive may have so many files and folders.
+
+    Raises:
+        LimitExceededError: It has too many.
+    """
+    if count > limits.archive_files:
+        raise over_limit(
+            "The archive has too many files",
+            limits.archive_files,
+            "VISION_O3_MAX_ARCHIVE_FILES",
+        )
+
+
+def check_path(path: str) -> None:
+    """Return if a path is safe to extract.
+
+    Raises:
+        UnsafeContentError: It is not; the message says what to do.
+    """
     try:
-        return int(told.strip(b"\0 "), 8) == sum(header) - sum(told) + sum(b" " * 8)
-    except ValueError:
-        return False
+        parse_path(path)
+    except InvalidPathError as error:
+        raise UnsafeContentError(f"{error.message} {_remedy(path)}") from error
 
 
-def _unpack(record: struct.Struct, file: BinaryIO) -> tuple[Any, ...]:
-    content = file.read(record.size)
-    if len(content) != record.size:
-        raise ValueError("it is cut short")
-    return record.unpack(content)
+def _remedy(path: str) -> str:
+    if path.rpartition("/")[2] == _MACOS_ICON:
+        return (
+            "macOS keeps a folder's icon there: leave it out (zip -x $'*Icon\\r', "
+            "tar --exclude=$'Icon\\r')."
+        )
+    if "\\" in path:
+        return (
+            "Make the archive anew with a program that writes / between folders: "
+            "Compress-Archive of PowerShell 6 or later, 7-Zip, or zip."
+        )
+    return "Archive files under plain relative paths."
+
+
+class Paths:
+    """The paths of one archive: each safe to extract, none twice.
+
+    Those that differ in how letters are composed alone (NFC) are one: some disks do
+    not tell them apart. A folder may be told more than once; ``finish`` says whether a
+    file is one too.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._files: set[str] = set()
+        self._folders: set[str] = set()
+        self._others: list[tuple[str, bool]] = []
+
+    def add(self, path: str, *, is_folder: bool) -> None:
+        """Take the next path, that of a folder without the slash at its end.
+
+        Raises:
+            UnsafeContentError: It is not safe to extract, or a file has it already.
+            LimitExceededError: It is too long or too deep, or one too many.
+        """
+        limits = self._limits
+        check_path(path)
+        if not path.isascii() or len(path) > limits.path_bytes:
+            self._check_length(path)
+        if path.count("/") >= limits.path_depth:
+            raise over_limit(
+                f"The path {path[:60]!r} is too deep",
+                limits.path_depth,
+                "VISION_O3_MAX_PATH_DEPTH",
+            )
+        if not path.isascii():
+            path = unicodedata.normalize("NFC", path)
+        if path in self._files and not is_folder:
+            raise _twice(path)
+        (self._folders if is_folder else self._files).add(path)
+        check_count(len(self._files) + len(self._folders), limits)
+
+    def also(self, path: str, readings: Iterable[str], *, is_folder: bool) -> None:
+        """Take what some programs read instead of a path that was added.
+
+        Raises:
+            LimitExceededError: It is too long.
+        """
+        found = set()
+        for reading in readings:
+            if len(reading) > self._limits.path_bytes:
+                self._check_length(reading)
+            found.add(unicodedata.normalize("NFC", reading))
+        found.discard(unicodedata.normalize("NFC", path))
+        self._others.extend((reading, is_folder) for reading in found)
+
+    def finish(self) -> None:
+        """Return if no file is also a folder, and no other reading is a path.
+
+        Raises:
+            UnsafeContentError: One is.
+        """
+        for reading, is_folder in self._others:
+            if is_folder:
+                self._folders.add(reading)
+            elif reading in self._files:
+                raise _twice(reading)
+            else:
+                self._files.add(reading)
+        for path in self._folders & self._files:
+            raise _two_things(path)
+        seen = ""
+        for path in chain(self._files, self._folders):
+            folder, _, _ = path.rpartition("/")
+            if folder == seen:
+                continue
+            seen = folder
+            while folder:
+                if folder in self._files:
+                    raise _two_things(folder)
+                folder, _, _ = folder.rpartition("/")
+
+    def _check_length(self, path: str) -> None:
+        if len(path.encode()) > self._limits.path_bytes:
+            raise over_limit(
+                f"The path {path[:60]!r}… is too long, in bytes",
+                self._limits.path_bytes,
+                "VISION_O3_MAX_PATH_BYTES",
+            )
+
+
+def _twice(path: str) -> UnsafeContentError:
+    more = "" if path.isascii() else " for some programs or disks"
+    return UnsafeContentError(
+        f"The path {path[:200]!r} is in the archive twice{more}, and programs differ "
+        "in which of the two they take. Archive each file once."
+    )
+
+
+def _two_things(path: str) -> UnsafeContentError:
+    return UnsafeContentError(
+        f"The path {path[:200]!r} is both a file and a folder of the archive, which "
+        "cannot be extracted. Give one of them another name."
+    )
