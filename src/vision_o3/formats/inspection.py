@@ -1,29 +1,31 @@
-"""Check a file's content against its declared format, and read facts from its header.
+"""Check a file's content against its declared format, and read facts from it.
 
-Every check reads a bounded number of bytes, in memory that does not grow with the
-file. No pickle, no code and no external file is ever opened. These are checks of
-headers: they tell what a file is, not that a framework can load it.
+Each format has a module with one function of the same form; this one chooses, and says
+what a file is that is not what was declared. No pickle, no code and no external file
+is ever opened. Readers may still be slow or large on hostile files, and some use
+libraries in C: run this in a process of its own (``worker.py``).
 """
 
 from __future__ import annotations
 
+import importlib
 import os
-import re
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from vision_o3.errors import FormatError
-from vision_o3.formats import hdf5, onnx, text
-from vision_o3.formats.archives import ZIP_MEMBER, check_tar_gz, zip_names
+from vision_o3.errors import FormatError, UnsafeContentError
+from vision_o3.formats.bounded import over_limit
 from vision_o3.formats.magic import AS_DECLARED, HEAD, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
+
+    from vision_o3.formats.limits import Limits
 
 MODEL_FORMATS = ("pt", "onnx", "tflite", "h5")
 DATASET_FORMATS = ("zip", "tar.gz", "json", "xml")
+ARCHIVES = ("zip", "tar.gz")
+"""Datasets of many files, which have a manifest."""
 
 _EXTENSIONS = {
     **{name: name for name in MODEL_FORMATS + DATASET_FORMATS},
@@ -31,28 +33,37 @@ _EXTENSIONS = {
     "hdf5": "h5",
     "tgz": "tar.gz",
 }
-_TORCH_MAGIC = re.compile(
-    rb"\x80[\x02-\x05](\x95.{8})?"  # protocol, and from 4 on a frame
-    rb"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\.",
-    re.DOTALL,
-)
-"""How ``torch.save`` began files before 1.6: a pickle of 0x1950a86a20f9469cfc6c."""
-_TORCH_PICKLE = re.compile(rb"[^/]+/data\.pkl")
-_TORCHSCRIPT = re.compile(rb"[^/]+/(constants\.pkl|code/.*)", re.DOTALL)
-_MOST_MEMBERS = 100_000
-"""Members of a PyTorch file that are looked at."""
-_XML = re.compile(r"<(\?xml\s|!--|!DOCTYPE\s|[^\W\d]|:)")
-_HTML = re.compile(r"<(!DOCTYPE\s+html|html)\b", re.IGNORECASE)
-_TFLITE_LEAST = 12
-"""Bytes: root offset, identifier, one table."""
+_READERS = {
+    "pt": "pt",
+    "onnx": "onnx",
+    "tflite": "tflite",
+    "h5": "hdf5",
+    "json": "json_documents",
+    "xml": "xml_documents",
+}
+"""The module of each format, loaded when it is needed: a process reads one file."""
+_SHOWN_FINDINGS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Where an archive's listings are written."""
+
+    manifest: BinaryIO
+    index: BinaryIO
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a file is: its format, by extension, and facts read from its header."""
+    """What a file is: its format, by extension, and facts read from it.
+
+    ``facts`` are of the shapes in ``schemas/facts.py``. ``listed``: the manifest and
+    the index were written.
+    """
 
     file_format: str
     facts: dict[str, Any]
+    listed: bool
 
 
 def format_of_filename(filename: str) -> str | None:
@@ -65,23 +76,25 @@ def format_of_filename(filename: str) -> str | None:
     return None
 
 
-def inspect(path: Path, declared: str) -> Inspection:
+def inspect(path: Path, declared: str, limits: Limits, outputs: Outputs) -> Inspection:
     """Return what a file of a declared format is, if its content is that.
 
     Raises:
         FormatError: The content is something else, which the message names.
+        UnsafeContentError: Loading or unpacking it could do harm.
+        LimitExceededError: It exceeds one of the limits.
     """
-    check = _CHECKS.get(declared)
-    if check is None:
+    if declared not in MODEL_FORMATS + DATASET_FORMATS:
         raise FormatError(
-            f"{declared!r} is not a known format. Known: {', '.join(_CHECKS)}.",
+            f"{declared!r} is not a known format. "
+            f"Known: {', '.join(MODEL_FORMATS + DATASET_FORMATS)}.",
             declared=declared,
         )
     with path.open("rb") as file:
         head = file.read(HEAD)
         size = os.fstat(file.fileno()).st_size
         try:
-            facts = check(head, size, file)
+            facts = _read(declared, file, size, limits, outputs)
         except ValueError as error:
             detected = describe(head, file, size)
             raise FormatError(
@@ -89,7 +102,47 @@ def inspect(path: Path, declared: str) -> Inspection:
                 declared=declared,
                 detected=detected,
             ) from error
-    return Inspection(declared, facts)
+    _refuse_unsafe(facts, limits)
+    return Inspection(declared, facts, listed=declared in ARCHIVES)
+
+
+def _read(
+    declared: str, file: BinaryIO, size: int, limits: Limits, outputs: Outputs
+) -> dict[str, Any]:
+    if not size:
+        raise ValueError("there is nothing in it")
+    file.seek(0)
+    if declared in ARCHIVES:
+        manifests = importlib.import_module("vision_o3.formats.manifests")
+        facts: dict[str, Any] = manifests.inspect_archive(
+            file, size, declared, limits, manifest=outputs.manifest, index=outputs.index
+        )
+        if outputs.manifest.tell() > limits.manifest_bytes:
+            raise over_limit(
+                "The list of the archive's files is too long, in bytes",
+                limits.manifest_bytes,
+                "VISION_O3_MAX_MANIFEST_BYTES",
+            )
+    else:
+        reader = importlib.import_module(f"vision_o3.formats.{_READERS[declared]}")
+        facts = reader.inspect(file, size, limits)
+    return facts
+
+
+def _refuse_unsafe(facts: dict[str, Any], limits: Limits) -> None:
+    safety = facts.get("safety")
+    if limits.allow_unsafe or safety is None or safety["verdict"] == "safe":
+        return
+    findings: list[str] = safety["findings"]
+    named = ", ".join(findings[:_SHOWN_FINDINGS])
+    more = len(findings) - _SHOWN_FINDINGS
+    raise UnsafeContentError(
+        f"Loading this file could run code that is in it: {named}"
+        f"{f' and {more} more' if more > 0 else ''}. Publish weights alone (for "
+        "PyTorch a state_dict or TorchScript, for Keras a model without Lambda "
+        "layers), or ask the operator to allow it (VISION_O3_ALLOW_UNSAFE_CONTENT).",
+        findings=findings,
+    )
 
 
 def _mismatch(declared: str, detected: str, reason: str) -> str:
@@ -102,72 +155,3 @@ def _mismatch(declared: str, detected: str, reason: str) -> str:
         f"The file was declared as .{declared}, but it is {detected}: {reason}. "
         "Upload the right file, or declare what it is."
     )
-
-
-def _pt(head: bytes, size: int, file: BinaryIO) -> dict[str, Any]:
-    if _TORCH_MAGIC.match(head):
-        return {"container": "legacy"}
-    if not head.startswith(ZIP_MEMBER):
-        raise ValueError("a PyTorch file is a zip by torch.save or its older form")
-    has_pickle = has_code = False
-    for name in islice(zip_names(file, size), _MOST_MEMBERS):
-        has_pickle = has_pickle or _TORCH_PICKLE.fullmatch(name) is not None
-        has_code = has_code or _TORCHSCRIPT.fullmatch(name) is not None
-    if not has_pickle and not has_code:
-        raise ValueError("it has no member data.pkl, which a PyTorch file has")
-    return {"container": "zip", "torchscript": has_code}
-
-
-def _onnx(_: bytes, size: int, file: BinaryIO) -> dict[str, Any]:
-    return onnx.read_header(file, size)
-
-
-def _tflite(head: bytes, size: int, _: BinaryIO) -> dict[str, Any]:
-    if head[4:8] != b"TFL3":
-        raise ValueError("a TFLite model has the identifier TFL3 at byte 4")
-    root = int.from_bytes(head[:4], "little")
-    if size < _TFLITE_LEAST or not _TFLITE_LEAST - 4 <= root <= size - 4:
-        raise ValueError("its root table lies outside the file")
-    return {"schema": "TFL3"}
-
-
-def _h5(_: bytes, size: int, file: BinaryIO) -> dict[str, Any]:
-    return {"superblock_version": hdf5.superblock_version(file, size)}
-
-
-def _zip(_: bytes, size: int, file: BinaryIO) -> dict[str, Any]:
-    next(zip_names(file, size), None)
-    return {}
-
-
-def _tar_gz(_: bytes, __: int, file: BinaryIO) -> dict[str, Any]:
-    check_tar_gz(file)
-    return {}
-
-
-def _json(head: bytes, size: int, _: BinaryIO) -> dict[str, Any]:
-    if not text.utf8(head, size).lstrip(" \t\r\n").startswith(("{", "[")):
-        raise ValueError("a JSON dataset begins with { or [")
-    return {}
-
-
-def _xml(head: bytes, _: int, __: BinaryIO) -> dict[str, Any]:
-    # XML may state an encoding of its own.
-    start = text.in_any_encoding(head).lstrip(" \t\r\n")
-    if not _XML.match(start):
-        raise ValueError("an XML dataset begins with <?xml or its root element")
-    if _HTML.match(start):
-        raise ValueError("it is HTML")
-    return {}
-
-
-_CHECKS: dict[str, Callable[[bytes, int, BinaryIO], dict[str, Any]]] = {
-    "pt": _pt,
-    "onnx": _onnx,
-    "tflite": _tflite,
-    "h5": _h5,
-    "zip": _zip,
-    "tar.gz": _tar_gz,
-    "json": _json,
-    "xml": _xml,
-}
