@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vision_o3.errors import ConfigurationError
+from vision_o3.formats.limits import Limits
 
 PREFIX = "VISION_O3_"
 MIN_SECRET_SIZE = 32
@@ -55,6 +56,21 @@ class Settings(BaseSettings):
     max_form_fields: Count = 100
     max_field_bytes: Count = 64 << 10
     max_concurrent_publishes: Count = 32
+
+    allow_unsafe_content: bool = False
+    inspect_timeout_s: Seconds = 600
+    inspect_memory_bytes: int = Field(default=2 << 30, ge=256 << 20)
+    max_concurrent_inspections: Count = 2
+    max_archive_files: Count = 500_000
+    max_unpacked_bytes: Count = 64 << 30
+    max_unpack_ratio: Count = 200
+    max_manifest_bytes: Count = 128 << 20
+    max_path_bytes: int = Field(default=1024, ge=1, le=4096)
+    max_path_depth: Count = 32
+    max_json_bytes: Count = 1 << 30
+    max_json_depth: int = Field(default=64, ge=1, le=1000)
+    max_xml_bytes: Count = 64 << 20
+    max_xml_depth: int = Field(default=64, ge=1, le=1000)
 
     claim_wait_s: Seconds = 60
     lease_s: Seconds = 60
@@ -109,6 +125,25 @@ class Settings(BaseSettings):
                 f"{MIN_SECRET_SIZE}. This prints a good one: {_GENERATOR}"
             )
         return secret
+
+    @property
+    def inspection_limits(self) -> Limits:
+        """What the inspection of a file may meet and cost."""
+        return Limits(
+            archive_files=self.max_archive_files,
+            unpacked_bytes=self.max_unpacked_bytes,
+            unpack_ratio=self.max_unpack_ratio,
+            manifest_bytes=self.max_manifest_bytes,
+            path_bytes=self.max_path_bytes,
+            path_depth=self.max_path_depth,
+            json_bytes=self.max_json_bytes,
+            json_depth=self.max_json_depth,
+            xml_bytes=self.max_xml_bytes,
+            xml_depth=self.max_xml_depth,
+            time_s=self.inspect_timeout_s,
+            memory_bytes=self.inspect_memory_bytes,
+            allow_unsafe=self.allow_unsafe_content,
+        )
 
     @property
     def spool_directory(self) -> Path:

@@ -622,6 +622,63 @@ class MetadataStoreConformance:
                 listed = queries.list_latest(session, MODELS, filters, "name", 0, 9)
                 assert listed == (0, [])
 
+    def test_lists_are_filtered_by_facts(
+        self, database: Database, collection: Collection
+    ) -> None:
+        def annotated(kind: str, **classes: int) -> dict[str, Any]:
+            return {"annotations": {"format": kind, "classes": classes}}
+
+        for name, facts in {
+            "quantized": {"quantized": True},
+            "float": {"quantized": False},
+            "unsafe": {"safety": {"verdict": "unsafe", "findings": []}},
+            "safe": {"safety": {"verdict": "safe", "findings": []}},
+            "coco": annotated("coco", person=2, dog=0, **{"a.b $[0]": 1, "ü": 3}),
+            "voc": annotated("voc", person=1),
+            "none": {"annotations": None},
+            "empty": {},
+        }.items():
+            publish(database, collection, name, facts=facts)
+        with database.read() as session:
+
+            def found(**filters: Any) -> list[str]:
+                total, rows = queries.list_latest(
+                    session, collection, LineFilters(**filters), "name", 0, 99
+                )
+                assert total == len(rows)
+                return [line.name for line, _ in rows]
+
+            assert len(found()) == 8
+            assert found(quantized=True) == ["quantized"]
+            assert found(quantized=False) == ["float"]
+            assert found(safety="unsafe") == ["unsafe"]
+            assert found(annotations="coco") == ["coco"]
+            assert found(has_class="person") == ["coco", "voc"]
+            assert found(has_class="person", annotations="voc") == ["voc"]
+            assert found(has_class="dog") == []
+            assert found(has_class="a.b $[0]") == ["coco"]
+            assert found(has_class="ü") == ["coco"]
+            for odd in ('"', "\\", "'", "$", "", "\0", "x" * 9999):
+                assert found(has_class=odd) == []
+
+    def test_listings_of_an_archive_are_kept_and_named(
+        self, database: Database
+    ) -> None:
+        places: dict[str, Any] = {
+            "manifest_cid": cid_of("manifest"),
+            "manifest_key": "datasets/m/v1.manifest.json",
+            "index_cid": cid_of("index"),
+            "index_key": "datasets/m/v1.members.idx",
+        }
+        cid = cid_of("archive")
+        publish(database, DATASETS, cid=cid, **places)
+        with database.read() as session:
+            stored = queries.find_stored_content(session, cid)
+            assert stored
+            assert stored.listings == queries.StoredListings(**places)
+            keys = [places["manifest_key"], places["index_key"], "datasets/m/v1.x"]
+            assert queries.named_objects(session, keys) == set(keys[:2])
+
     def test_unknown_sort_order_is_refused(self, database: Database) -> None:
         with pytest.raises(InputError, match="-created_at"), database.read() as session:
             queries.list_latest(session, MODELS, LineFilters(), "color", 0, 9)

@@ -11,9 +11,11 @@ import pytest
 
 from vision_o3.db.engine import Database
 from vision_o3.db.migrate import migrate
+from vision_o3.formats.limits import Limits
 from vision_o3.registry.claims import Timing
+from vision_o3.registry.inspecting import Inspector
 from vision_o3.registry.maintenance import Sweeper
-from vision_o3.registry.services import ModelService
+from vision_o3.registry.services import ArtifactService, DatasetService, ModelService
 from vision_o3.registry.spool import Spool
 from vision_o3.registry.values import Published, Submission
 from vision_o3.storage.base import ObjectStore
@@ -27,13 +29,18 @@ class Registry:
     database: Database
     store: ObjectStore
     spool: Spool
+    inspector: Inspector
     timing: Timing = field(
         default_factory=lambda: Timing(lease=timedelta(seconds=30), claim_wait_s=20)
     )
 
     @property
     def models(self) -> ModelService:
-        return ModelService(self.database, self.store, self.timing)
+        return ModelService(self.database, self.store, self.inspector, self.timing)
+
+    @property
+    def datasets(self) -> DatasetService:
+        return DatasetService(self.database, self.store, self.inspector, self.timing)
 
     @property
     def sweeper(self) -> Sweeper:
@@ -46,13 +53,28 @@ class Registry:
         filename: str = "m.tflite",
         **more: object,
     ) -> Published:
+        return self.publish_to(self.models, content, name, filename, **more)
+
+    def publish_dataset(
+        self, content: bytes, name: str = "d", filename: str = "d.zip"
+    ) -> Published:
+        return self.publish_to(self.datasets, content, name, filename)
+
+    def publish_to(
+        self,
+        service: ArtifactService,
+        content: bytes,
+        name: str,
+        filename: str,
+        **more: object,
+    ) -> Published:
         submission = Submission(name, "ann", filename=filename, **more)  # type: ignore[arg-type]  # the test's business
 
         async def receive_and_publish() -> Published:
             async with self.spool.open() as writer:
                 await writer.write(content)
                 spooled = await writer.finish()
-                return await asyncio.to_thread(self.models.publish, submission, spooled)
+                return await asyncio.to_thread(service.publish, submission, spooled)
 
         return asyncio.run(receive_and_publish())
 
@@ -74,10 +96,14 @@ def open_registry(root: Path, store: ObjectStore | None = None) -> Iterator[Regi
     migrate(url)
     database = Database(url)
     spool = Spool(root / "spool", max_size=1 << 30, min_free=0)
+    inspector = Inspector(spool, Limits())
     try:
-        yield Registry(database, store or LocalStore(root / "objects"), spool)
+        yield Registry(
+            database, store or LocalStore(root / "objects"), spool, inspector
+        )
         assert not list((root / "spool").iterdir()), "a spool file was left behind"
     finally:
+        inspector.close()
         spool.close()
         database.close()
 

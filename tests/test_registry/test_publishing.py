@@ -224,7 +224,7 @@ class LosesAnswers(Database):
 def test_lost_answer_to_the_commit_loses_no_object(tmp_path: Path) -> None:
     with open_registry(tmp_path) as plain:
         database = LosesAnswers(f"sqlite:///{tmp_path}/registry.db")
-        registry = Registry(database, plain.store, plain.spool)
+        registry = Registry(database, plain.store, plain.spool, plain.inspector)
         database.lose_next_publication = True
         with pytest.raises(DatabaseUnavailableError):
             registry.publish(tflite(1))

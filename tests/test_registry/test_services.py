@@ -9,7 +9,6 @@ from tests.test_registry.conftest import Registry
 from vision_o3.content.dag import cid_of_bytes
 from vision_o3.db.queries import LineFilters
 from vision_o3.errors import InvalidNameError, InvalidVersionError, NotFoundError
-from vision_o3.registry.services import DatasetService
 
 
 def test_unknown_names_versions_and_cids_are_not_found(registry: Registry) -> None:
@@ -98,6 +97,5 @@ def test_local_store_signs_no_urls(registry: Registry) -> None:
 
 def test_datasets_are_a_collection_of_their_own(registry: Registry) -> None:
     registry.publish(tflite(1))
-    datasets = DatasetService(registry.database, registry.store, registry.timing)
     with pytest.raises(NotFoundError, match="in datasets"):
-        datasets.latest("m")
+        registry.datasets.latest("m")

@@ -23,6 +23,7 @@ def test_keys_are_those_of_the_layout() -> None:
         artifact="datasets/coco-subset/v2.tar.gz",
         sidecar="datasets/coco-subset/v2.dag.car",
         manifest="datasets/coco-subset/v2.manifest.json",
+        index="datasets/coco-subset/v2.members.idx",
         record="datasets/coco-subset/v2.record.json",
     )
 

@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import ColumnElement, delete, exists, select, update
 
-from vision_o3.db.models import DATASETS, MODELS, PUBLISHED
+from vision_o3.db.models import (
+    PUBLISHED,
+    DatasetVersionRow,
+    ModelVersionRow,
+)
 from vision_o3.db.statements import FRESH, IS_STORING, Found, insert, pairs
 from vision_o3.errors import AlreadyExistsError
 
@@ -20,6 +24,17 @@ if TYPE_CHECKING:
     from vision_o3.db.models import Collection, LineRow, VersionRow
 
 _KEYS_AT_ONCE = 500
+_KEY_COLUMNS = (
+    ModelVersionRow.object_key,
+    ModelVersionRow.sidecar_key,
+    ModelVersionRow.record_key,
+    DatasetVersionRow.object_key,
+    DatasetVersionRow.sidecar_key,
+    DatasetVersionRow.record_key,
+    DatasetVersionRow.manifest_key,
+    DatasetVersionRow.index_key,
+)
+"""Where versions name objects; each has an index."""
 
 
 def get_or_create_line(
@@ -209,14 +224,9 @@ def named_objects(session: Session, keys: Keys[str]) -> set[str]:
     wanted, named = sorted(set(keys)), set[str]()
     for start in range(0, len(wanted), _KEYS_AT_ONCE):
         batch = wanted[start : start + _KEYS_AT_ONCE]
-        for version in (MODELS.version, DATASETS.version):
-            for column in (
-                version.object_key,
-                version.sidecar_key,
-                version.record_key,
-            ):
-                found = session.scalars(select(column).where(column.in_(batch)))
-                named.update(key for key in found if key is not None)
+        for column in _KEY_COLUMNS:
+            found = session.scalars(select(column).where(column.in_(batch)))
+            named.update(key for key in found if key is not None)
     return named
 
 

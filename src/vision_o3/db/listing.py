@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, false, func, or_, select
+from sqlalchemy import BigInteger, ColumnElement, cast, false, func, or_, select
 
 from vision_o3.db.statements import FRESH, Found, current, is_sqlite, pairs, storable
 from vision_o3.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy.orm import InstrumentedAttribute, Session
 
-    from vision_o3.db.models import Collection
+    from vision_o3.db.models import Collection, VersionRow
 
 SORTS = ("name", "-name", "created_at", "-created_at", "size", "-size")
 
@@ -31,6 +34,14 @@ class LineFilters:
     """The line's owner."""
     q: str | None = None
     """Part of the name or description, in any case."""
+    quantized: bool | None = None
+    """What the facts say; those of other formats pass neither."""
+    safety: str | None = None
+    """``safe`` or ``unsafe``, likewise."""
+    annotations: str | None = None
+    """How images are annotated: ``coco``, ``voc`` …"""
+    has_class: str | None = None
+    """A class that is annotated."""
 
 
 def list_latest(
@@ -75,6 +86,7 @@ def _conditions(
         filters.file_format,
         filters.owner,
         filters.q,
+        filters.has_class,
         *filters.tags,
     )
     if any(value is not None and not storable(value) for value in texts):
@@ -94,6 +106,7 @@ def _conditions(
         version.id.in_(select(tag.version_id).where(tag.tag == wanted))
         for wanted in filters.tags
     ]
+    conditions += _about_facts(session, version, filters)
     if filters.q:
         # Not LIKE: it would need escapes, and SQLite limits its patterns.
         position = func.instr if is_sqlite(session) else func.strpos
@@ -105,6 +118,37 @@ def _conditions(
             )
         )
     return conditions
+
+
+def _about_facts(
+    session: Session, version: type[VersionRow], filters: LineFilters
+) -> Iterator[ColumnElement[bool]]:
+    """Yield the conditions on what was read from the files themselves."""
+    facts = version.facts
+    if filters.quantized is not None:
+        yield facts["quantized"].as_boolean() == filters.quantized
+    if filters.safety is not None:
+        yield facts["safety", "verdict"].as_string() == filters.safety
+    if filters.annotations is not None:
+        yield facts["annotations", "format"].as_string() == filters.annotations
+    if filters.has_class is not None:
+        yield _has_class(session, version, filters.has_class)
+
+
+def _has_class(
+    session: Session, version: type[VersionRow], name: str
+) -> ColumnElement[bool]:
+    # Not by SQLAlchemy's paths: the name is anybody's text, and they do not quote it.
+    if not is_sqlite(session):
+        count = func.json_extract_path_text(
+            version.facts, "annotations", "classes", name
+        )
+        return cast(count, BigInteger) > 0
+    if '"' in name:
+        return false()  # SQLite before 3.45 cannot say it
+    # Labels are compared as they are stored: with what is not ASCII escaped.
+    path = f'$.annotations.classes."{json.dumps(name)[1:-1]}"'
+    return func.json_extract(version.facts, path) > 0
 
 
 def _order(collection: Collection, sort: str) -> list[ColumnElement[Any]]:

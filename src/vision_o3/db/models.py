@@ -201,6 +201,11 @@ class DatasetVersionRow(VersionColumns, Base):
     line_id: Mapped[UUID] = mapped_column("dataset_id", ForeignKey("datasets.id"))
     file_format: Mapped[str] = mapped_column("format", String(16))
     manifest_cid: Mapped[CID | None]
+    """Set for archives, with the next three."""
+    manifest_key: Mapped[str | None] = mapped_column(_KEY, index=True)
+    index_cid: Mapped[CID | None]
+    """Of the member index: where each file lies in the archive."""
+    index_key: Mapped[str | None] = mapped_column(_KEY, index=True)
 
 
 class DatasetTagRow(Base):

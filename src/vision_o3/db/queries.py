@@ -33,7 +33,7 @@ from vision_o3.db.claims import (
     take_over_claim,
 )
 from vision_o3.db.listing import SORTS, LineFilters, list_latest
-from vision_o3.db.models import DATASETS, MODELS
+from vision_o3.db.models import DATASETS, MODELS, DatasetVersionRow
 from vision_o3.db.statements import (
     FRESH,
     IS_PUBLISHED,
@@ -55,6 +55,7 @@ __all__ = [
     "Found",
     "LineFilters",
     "StoredContent",
+    "StoredListings",
     "database_now",
     "expired_claims",
     "find_by_cid",
@@ -82,11 +83,23 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
+class StoredListings:
+    """Where an archive's manifest and member index lie, and what names them."""
+
+    manifest_cid: CID
+    manifest_key: str
+    index_cid: CID
+    index_key: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoredContent:
     """Where published content lies in the store."""
 
     object_key: str
     sidecar_key: str | None
+    listings: StoredListings | None = None
+    """What is stored of an archive's files, if it was published as one."""
 
 
 def database_now(session: Session) -> datetime:
@@ -149,7 +162,22 @@ def find_stored_content(session: Session, cid: CID) -> StoredContent | None:
     if not found:
         return None
     oldest = min(found, key=lambda row: (row.published_at or row.created_at, row.id))
-    return StoredContent(oldest.object_key, oldest.sidecar_key)
+    return StoredContent(oldest.object_key, oldest.sidecar_key, _listings_of(oldest))
+
+
+def _listings_of(row: VersionRow) -> StoredListings | None:
+    """Return where a version's listings lie, if it has any."""
+    if (
+        not isinstance(row, DatasetVersionRow)
+        or row.manifest_cid is None
+        or row.manifest_key is None
+        or row.index_cid is None
+        or row.index_key is None
+    ):
+        return None
+    return StoredListings(
+        row.manifest_cid, row.manifest_key, row.index_cid, row.index_key
+    )
 
 
 def history(

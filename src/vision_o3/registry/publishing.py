@@ -1,8 +1,9 @@
 """Publishing: receive → inspect → claim → store → publish, top to bottom.
 
 Receiving is in ``spool.py``: when this module starts, the file is on the gateway's
-disk and its CID known. Bytes first, row last: a version becomes visible in one short
-transaction after all its objects are stored. No transaction spans a byte stream.
+disk and its CID known. Inspecting is in ``inspecting.py``. Bytes first, row last: a
+version becomes visible in one short transaction after all its objects are stored. No
+transaction spans a byte stream.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -24,7 +25,7 @@ from vision_o3.errors import (
     UploadInProgressError,
     VisionO3Error,
 )
-from vision_o3.formats.inspection import Inspection, format_of_filename, inspect
+from vision_o3.formats.inspection import format_of_filename
 from vision_o3.registry.claims import Claim, Claims, Lease, Timing
 from vision_o3.registry.records import encode_record
 from vision_o3.registry.relaying import leaf_table
@@ -33,6 +34,7 @@ from vision_o3.storage.keys import VersionKeys, version_keys
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from pathlib import Path
 
     from sqlalchemy.orm import Session
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from vision_o3.content.dag import Dag
     from vision_o3.db.engine import Database
     from vision_o3.db.models import Collection, LineRow
+    from vision_o3.registry.inspecting import Inspected, Inspector
     from vision_o3.registry.spool import Spooled
     from vision_o3.storage.base import ObjectStore
 
@@ -54,8 +57,8 @@ class _Intake:
     """An upload that was received and inspected."""
 
     submission: Submission
-    dag: Dag
-    inspection: Inspection
+    spooled: Spooled
+    inspected: Inspected
     stored: queries.StoredContent | None
     """Where published content of the same CID lies already."""
 
@@ -68,6 +71,7 @@ class _Draft:
     version: Version
     keys: VersionKeys
     record: bytes
+    intake: _Intake
 
 
 class Publisher:
@@ -82,6 +86,7 @@ class Publisher:
         collection: Collection,
         database: Database,
         store: ObjectStore,
+        inspector: Inspector,
         *,
         accepted: tuple[str, ...],
         timing: Timing,
@@ -89,6 +94,7 @@ class Publisher:
         self._collection = collection
         self._database = database
         self._store = store
+        self._inspector = inspector
         self._accepted = accepted
         self._timing = timing
         self._claims = Claims(database, store, timing)
@@ -102,17 +108,23 @@ class Publisher:
         Raises:
             CIDMismatchError: The bytes are not what the declared CID names.
             FormatError: The content is not of the declared, accepted format.
+            UnsafeContentError: Loading or unpacking it could do harm.
+            LimitExceededError: It exceeds a limit on what is looked into.
             UploadInProgressError: Another upload holds the line for too long.
             StorageError: The store failed.
         """
-        inspection = self._inspect(submission, spooled)
-        stored = self._find_stored(spooled.dag.root, spooled.dag.size)
-        draft = self._claim(_Intake(submission, spooled.dag, inspection, stored))
+        declared = self._declared_format(submission, spooled)
+        with self._inspector.inspect(spooled.path, declared) as inspected:
+            stored = self._find_stored(spooled.dag.root, spooled.dag.size)
+            return self._publish(_Intake(submission, spooled, inspected, stored))
+
+    def _publish(self, intake: _Intake) -> Published:
+        draft = self._claim(intake)
         if isinstance(draft, Version):
             return Published(draft, created=False)
         with self._claims.hold(draft.claim) as lease:
             try:
-                self._put_objects(draft, spooled, lease)
+                self._put_objects(draft, lease)
                 self._make_visible(draft, lease)
             except BaseException:
                 self._abandon(draft.claim, lease)
@@ -121,7 +133,8 @@ class Publisher:
 
     # ------------------------------------------------------------------ inspect
 
-    def _inspect(self, submission: Submission, spooled: Spooled) -> Inspection:
+    def _declared_format(self, submission: Submission, spooled: Spooled) -> str:
+        """Return what the file is said to be, if that can be published here at all."""
         declared_cid, actual = submission.declared_cid, spooled.dag.root
         if declared_cid is not None and declared_cid != actual:
             raise CIDMismatchError(
@@ -140,7 +153,7 @@ class Publisher:
                 "Say which by the file's extension or the form's format field.",
                 declared=declared,
             )
-        return inspect(spooled.path, declared)
+        return declared
 
     # -------------------------------------------------------------------- claim
 
@@ -174,6 +187,13 @@ class Publisher:
         if found is None or found.size != size:
             _log.error("object.missing", key=stored.object_key, cid=str(cid))
             return None
+        listings = stored.listings
+        if listings is not None and not (
+            self._store.find(listings.manifest_key)
+            and self._store.find(listings.index_key)
+        ):
+            _log.error("object.missing", key=listings.manifest_key, cid=str(cid))
+            return replace(stored, listings=None)
         return stored
 
     def _try_claim(self, intake: _Intake) -> _Draft | Version | Claim | None:
@@ -195,7 +215,7 @@ class Publisher:
                     now,
                 )
                 latest = queries.find_latest(session, self._collection, line.name)
-                if latest is not None and latest[1].cid == intake.dag.root:
+                if latest is not None and latest[1].cid == intake.spooled.dag.root:
                     return to_version(self._collection, *latest)
                 other = queries.find_claim(session, self._collection, line)
                 if other is None:
@@ -220,42 +240,31 @@ class Publisher:
         self, session: Session, line: LineRow, intake: _Intake, now: datetime
     ) -> _Draft:
         """Write the ``storing`` row; see ``_try_claim``."""
-        submission, dag, inspection = intake.submission, intake.dag, intake.inspection
-        stored = intake.stored
+        submission, inspected = intake.submission, intake.inspected
         token = secrets.token_hex(16)
         keys = version_keys(
             self._collection.name,
             line.name,
             line.current_version + 1,
-            inspection.file_format,
+            inspected.file_format,
         )
-        if stored is not None:
-            object_key, sidecar_key = stored.object_key, stored.sidecar_key
-        else:
-            object_key = keys.artifact
-            sidecar_key = keys.sidecar if dag.nodes else None
-        described: dict[str, Any] = {}
-        if self._collection.name == "models":
-            described["framework"] = submission.framework or ""
-            described["model_type"] = submission.model_type or ""
         row = queries.insert_claim(
             session,
             self._collection,
             line,
-            cid=dag.root,
-            file_format=inspection.file_format,
-            file_size=dag.size,
+            cid=intake.spooled.dag.root,
+            file_format=inspected.file_format,
+            file_size=intake.spooled.dag.size,
             description=submission.description,
             tags=sorted(set(submission.tags)),
-            facts=inspection.facts,
+            facts=inspected.facts,
             owner_id=submission.publisher,
-            object_key=object_key,
-            sidecar_key=sidecar_key,
             record_key=keys.record,
             created_at=now,
             lease_token=token,
             lease_expires_at=now + self._timing.lease,
-            **described,
+            **self._described(submission),
+            **_places(intake, keys),
         )
         version = to_version(self._collection, line, row)
         return _Draft(
@@ -265,31 +274,50 @@ class Publisher:
             encode_record(
                 version, line_id=str(line.id), line_created_at=line.created_at
             ),
+            intake,
         )
+
+    def _described(self, submission: Submission) -> dict[str, Any]:
+        """Return the columns that only one of the collections has."""
+        if self._collection.name != "models":
+            return {}
+        return {
+            "framework": submission.framework or "",
+            "model_type": submission.model_type or "",
+        }
 
     # -------------------------------------------------------------------- store
 
-    def _put_objects(self, draft: _Draft, spooled: Spooled, lease: Lease) -> None:
-        """Store what the version consists of; the record last."""
-        if draft.version.object_key == draft.keys.artifact:
-            self._put_artifact(draft, spooled, lease)
+    def _put_objects(self, draft: _Draft, lease: Lease) -> None:
+        """Store what the version consists of and is not stored yet; the record last."""
+        version, keys, intake = draft.version, draft.keys, draft.intake
+        if version.object_key == keys.artifact:
+            spooled = intake.spooled
+            self._put_file(draft, keys.artifact, spooled.path, spooled.dag, lease)
             sidecar = spooled.dag.sidecar()
             if sidecar is not None:
-                self._put_document(draft, draft.keys.sidecar, sidecar, lease)
-        self._put_document(draft, draft.keys.record, draft.record, lease)
+                self._put_document(draft, keys.sidecar, sidecar, lease)
+        for own_key, key, listing in (
+            (keys.manifest, version.manifest_key, intake.inspected.manifest),
+            (keys.index, version.index_key, intake.inspected.index),
+        ):
+            if listing is not None and key == own_key:
+                self._put_file(draft, key, listing.path, listing.dag, lease)
+        self._put_document(draft, keys.record, draft.record, lease)
 
-    def _put_artifact(self, draft: _Draft, spooled: Spooled, lease: Lease) -> None:
-        key = draft.keys.artifact
+    def _put_file(
+        self, draft: _Draft, key: str, path: Path, dag: Dag, lease: Lease
+    ) -> None:
         lease.check()
         try:
-            self._store.put_file(key, spooled.path)
+            self._store.put_file(key, path)
         except AlreadyExistsError:
             # Our own write whose answer was lost, or a late one of a writer that lost
             # its lease. No published version has this key: the claim is ours.
-            if not self._holds(key, spooled.dag):
+            if not self._holds(key, dag):
                 self._claims.confirm(draft.claim, lease)
                 self._store.delete(key)
-                self._store.put_file(key, spooled.path)
+                self._store.put_file(key, path)
 
     def _put_document(
         self, draft: _Draft, key: str, content: bytes, lease: Lease
@@ -368,3 +396,31 @@ class Publisher:
                 version=claim.number,
                 reason=error.code,
             )
+
+
+def _places(intake: _Intake, keys: VersionKeys) -> dict[str, Any]:
+    """Return the columns that say where the objects lie, and what names listings.
+
+    What is stored already is named where it lies. Its manifest stays the one of then,
+    also if this version of the software would write another.
+    """
+    stored, inspected = intake.stored, intake.inspected
+    places: dict[str, Any] = {
+        "object_key": keys.artifact,
+        "sidecar_key": keys.sidecar if intake.spooled.dag.nodes else None,
+    }
+    if stored is not None:
+        places = {"object_key": stored.object_key, "sidecar_key": stored.sidecar_key}
+    if inspected.manifest is None or inspected.index is None:
+        return places
+    listings = stored.listings if stored is not None else None
+    if listings is not None:
+        return places | {
+            each.name: getattr(listings, each.name) for each in fields(listings)
+        }
+    return places | {
+        "manifest_cid": inspected.manifest.dag.root,
+        "manifest_key": keys.manifest,
+        "index_cid": inspected.index.dag.root,
+        "index_key": keys.index,
+    }

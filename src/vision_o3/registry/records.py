@@ -46,6 +46,9 @@ def encode_record(
         "created_at": version.created_at.isoformat(),
         "object_key": version.object_key,
         "sidecar_key": version.sidecar_key,
+        "manifest_key": version.manifest_key,
+        "index_cid": version.index_cid and str(version.index_cid),
+        "index_key": version.index_key,
     }
     return json.dumps(
         document,

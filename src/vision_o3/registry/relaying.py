@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections import OrderedDict, deque
+from collections import deque
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -13,9 +12,10 @@ import anyio.to_thread
 from vision_o3.content.leaves import LeafTable
 from vision_o3.content.sidecar import max_sidecar_size
 from vision_o3.errors import LengthMismatchError
+from vision_o3.registry.keeping import Kept
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
     from vision_o3.content.cid import CID
     from vision_o3.registry.values import Version
@@ -25,6 +25,8 @@ _AHEAD = 1
 """Leaves of a stream that are verified while one is being handed on."""
 _FEW = 16
 """Streams up to which each reads ahead; more keep each other busy, and cost memory."""
+_MOST_LEAVES = 8
+"""Leaves that ``read`` asks the store for at once: fewer requests for what is large."""
 _CACHED_LEAVES = 1_000_000
 """Leaves whose digests are kept in memory: 32 MB, for 1 TB of artifacts."""
 
@@ -53,9 +55,7 @@ class Relay:
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
-        self._tables: OrderedDict[CID, LeafTable] = OrderedDict()
-        self._leaves = 0
-        self._lock = threading.Lock()
+        self._tables: Kept[LeafTable] = Kept(_CACHED_LEAVES)
         self._streams = 0
 
     def sidecar(self, version: Version) -> bytes | None:
@@ -77,20 +77,35 @@ class Relay:
             IntegrityError: The stored sidecar is not what the CID names.
             ObjectNotFoundError, StorageError: The store failed.
         """
-        with self._lock:
-            table = self._tables.get(version.cid)
-            if table is not None:
-                self._tables.move_to_end(version.cid)
-                return table
-        table = leaf_table(version.cid, version.file_size, self.sidecar(version))
-        with self._lock:
-            if version.cid not in self._tables:
-                self._tables[version.cid] = table
-                self._leaves += table.count
-            while self._leaves > _CACHED_LEAVES and len(self._tables) > 1:
-                _, dropped = self._tables.popitem(last=False)
-                self._leaves -= dropped.count
+        table = self._tables.find(version.cid)
+        if table is None:
+            table = leaf_table(version.cid, version.file_size, self.sidecar(version))
+            self._tables.keep(version.cid, table, table.count)
         return table
+
+    def read(self, version: Version, start: int, end: int) -> Iterator[memoryview]:
+        """Yield the bytes ``[start, end)`` of a version, verified, leaf by leaf.
+
+        As ``stream``, for a thread and for less: blocks, reads from the store one leaf
+        first and up to ``_MOST_LEAVES`` at once when more are asked for, and holds
+        these.
+
+        Raises:
+            IntegrityError, ObjectNotFoundError, StorageError: As for ``stream``.
+        """
+        table = self.table(version)
+        indices = table.covering(start, end)
+        count = 1
+        while indices:
+            batch, indices = indices[:count], indices[count:]
+            first, last = table.span(batch[0])[0], table.span(batch[-1])[1]
+            content = memoryview(self._store.get_range(version.object_key, first, last))
+            for index in batch:
+                at, until = table.span(index)
+                leaf = content[at - first : until - first]
+                table.verify(index, leaf)
+                yield leaf[max(start - at, 0) : min(end, until) - at]
+            count = min(2 * count, _MOST_LEAVES)
 
     async def stream(
         self, version: Version, start: int, end: int

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
+from vision_o3.content.manifest import Manifest, entries_at
+from vision_o3.content.manifest import compare as compare_manifests
 from vision_o3.db import models as tables
 from vision_o3.db import queries
 from vision_o3.errors import NotFoundError
 from vision_o3.formats.inspection import DATASET_FORMATS, MODEL_FORMATS
 from vision_o3.naming import parse_name, parse_version
+from vision_o3.registry.members import Members
 from vision_o3.registry.publishing import Publisher
 from vision_o3.registry.relaying import Relay
-from vision_o3.registry.values import Page, Published, Submission, Version, to_version
+from vision_o3.registry.values import (
+    Page,
+    Published,
+    Submission,
+    Version,
+    VersionDifference,
+    to_version,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from typing import ClassVar
 
     from vision_o3.content.cid import CID
+    from vision_o3.content.manifest import FileEntry
     from vision_o3.db.engine import Database
     from vision_o3.db.queries import LineFilters
     from vision_o3.registry.claims import Timing
+    from vision_o3.registry.inspecting import Inspector
+    from vision_o3.registry.members import Member
     from vision_o3.registry.spool import Spooled
     from vision_o3.storage.base import ObjectStore
+
+
+_COMPARING = 2
+"""Comparisons at the same time: each holds two manifests, parsed (500 bytes a file)."""
 
 
 class ArtifactService:
@@ -35,12 +53,23 @@ class ArtifactService:
     accepted: ClassVar[tuple[str, ...]]
     """The formats that the collection accepts, by extension."""
 
-    def __init__(self, database: Database, store: ObjectStore, timing: Timing) -> None:
+    def __init__(
+        self,
+        database: Database,
+        store: ObjectStore,
+        inspector: Inspector,
+        timing: Timing,
+    ) -> None:
         self._database = database
         self._store = store
         self._relay = Relay(store)
         self._publisher = Publisher(
-            self.collection, database, store, accepted=self.accepted, timing=timing
+            self.collection,
+            database,
+            store,
+            inspector,
+            accepted=self.accepted,
+            timing=timing,
         )
 
     def publish(self, submission: Submission, spooled: Spooled) -> Published:
@@ -97,7 +126,7 @@ class ArtifactService:
                 )
             return to_version(self.collection, *found)
 
-    def history(self, name: str, *, page: int, page_size: int) -> Page:
+    def history(self, name: str, *, page: int, page_size: int) -> Page[Version]:
         """Return a line's versions, newest first.
 
         Raises:
@@ -116,7 +145,7 @@ class ArtifactService:
 
     def list(
         self, filters: LineFilters, *, sort: str, page: int, page_size: int
-    ) -> Page:
+    ) -> Page[Version]:
         """Return the current version of each line that passes all filters."""
         with self._database.read() as session:
             total, rows = queries.list_latest(
@@ -160,7 +189,60 @@ class ModelService(ArtifactService):
 
 
 class DatasetService(ArtifactService):
-    """The registry's datasets."""
+    """The registry's datasets, and the files in their archives."""
 
     collection = tables.DATASETS
     accepted = DATASET_FORMATS
+
+    def __init__(
+        self,
+        database: Database,
+        store: ObjectStore,
+        inspector: Inspector,
+        timing: Timing,
+    ) -> None:
+        super().__init__(database, store, inspector, timing)
+        self._members = Members(store, self._relay)
+        self._comparing = threading.BoundedSemaphore(_COMPARING)
+
+    def manifest(self, version: Version) -> bytes:
+        """Return a version's manifest; see ``Members.manifest``."""
+        return self._members.manifest(version)
+
+    def files(self, version: Version, *, page: int, page_size: int) -> Page[FileEntry]:
+        """Return some of the files of a version's archive, in the manifest's order.
+
+        Raises:
+            VisionO3Error: As ``manifest`` says.
+        """
+        total, entries = entries_at(
+            self.manifest(version), (page - 1) * page_size, page_size
+        )
+        return Page(tuple(entries), page, page_size, total)
+
+    def find_file(self, version: Version, path: str) -> Member:
+        """Return one file of a version's archive; see ``Members.find``."""
+        return self._members.find(version, path)
+
+    def stream_file(
+        self, member: Member, start: int, end: int
+    ) -> AsyncGenerator[memoryview]:
+        """Yield verified bytes of a file; see ``Members.stream``."""
+        return self._members.stream(member, start, end)
+
+    def compare(self, before: Version, after: Version) -> VersionDifference:
+        """Return what changed from one version to another.
+
+        Files are compared by the manifests, where both are archives; annotations by
+        what was read of them when they were published.
+
+        Raises:
+            VisionO3Error: As ``manifest`` says.
+        """
+        files = None
+        if before.manifest_cid is not None and after.manifest_cid is not None:
+            with self._comparing:
+                files = compare_manifests(
+                    Manifest(self.manifest(before)), Manifest(self.manifest(after))
+                )
+        return VersionDifference(before, after, files)

@@ -18,7 +18,7 @@ import shutil
 import uuid
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ from vision_o3.content.profile import UNIXFS_V1_2025
 from vision_o3.errors import LimitExceededError, StorageError, StorageFullError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
 WINDOW = 4
@@ -182,6 +182,23 @@ class Spool:
                 yield writer
             finally:
                 await writer.settle()
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Yield a new, empty file beside the uploads, gone when the block ends.
+
+        Raises:
+            StorageFullError, StorageError: It cannot be made.
+        """
+        try:
+            path, descriptor = self._create()
+        except OSError as error:
+            raise _spool_error(error) from error
+        try:
+            yield path
         finally:
             path.unlink(missing_ok=True)
             os.close(descriptor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from vision_o3.db import models as tables
 from vision_o3.errors import InputError, LimitExceededError
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from vision_o3.content.cid import CID
+    from vision_o3.content.manifest import Difference
 
 MAX_DESCRIPTION = 10_000
 """Characters."""
 MAX_TAGS = 64
 MAX_LABEL = 64
 """Characters in a tag, framework or model type."""
+
+T = TypeVar("T")
 
 _LABEL = re.compile(r"[\w][\w .+:/-]*", re.ASCII)
 
@@ -51,16 +54,30 @@ class Version:
     framework: str | None = None
     model_type: str | None = None
     manifest_cid: CID | None = None
+    """Set for archives, with the next three."""
+    manifest_key: str | None = None
+    index_cid: CID | None = None
+    index_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class Page(Generic[T]):
     """One page of a longer list; ``page`` counts from 1."""
 
-    items: tuple[Version, ...]
+    items: tuple[T, ...]
     page: int
     page_size: int
     total: int
+
+
+@dataclass(frozen=True, slots=True)
+class VersionDifference:
+    """What changed from one version of a dataset to another."""
+
+    before: Version
+    after: Version
+    files: Difference | None
+    """``None`` unless both are archives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,4 +165,10 @@ def to_version(
     )
     if isinstance(row, tables.ModelVersionRow):
         return replace(version, framework=row.framework, model_type=row.model_type)
-    return replace(version, manifest_cid=row.manifest_cid)
+    return replace(
+        version,
+        manifest_cid=row.manifest_cid,
+        manifest_key=row.manifest_key,
+        index_cid=row.index_cid,
+        index_key=row.index_key,
+    )

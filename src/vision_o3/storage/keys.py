@@ -5,7 +5,9 @@
     models/<name>/v<N>.<ext>            the artifact, exactly as uploaded
                   v<N>.dag.car          its sidecar
                   v<N>.record.json      its version record
-    datasets/<name>/v<N>.<ext> …        likewise, and v<N>.manifest.json for archives
+    datasets/<name>/v<N>.<ext> …        likewise, and for archives
+                    v<N>.manifest.json  the list of its files
+                    v<N>.members.idx    where each of them lies in it
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ EXTENSIONS = {
     "datasets": frozenset({"zip", "tar.gz", "json", "xml"}),
 }
 """What artifacts may be, by collection: the formats that ``formats`` knows."""
-_SIDECAR, _MANIFEST, _RECORD = "dag.car", "manifest.json", "record.json"
+_SIDECAR, _RECORD = "dag.car", "record.json"
+_MANIFEST, _INDEX = "manifest.json", "members.idx"
 _LONGEST_KEY = 1024
 """Bytes; the limit of S3."""
 
@@ -36,8 +39,9 @@ class VersionKeys:
 
     artifact: str
     sidecar: str
-    manifest: str
     record: str
+    manifest: str
+    index: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +99,9 @@ def version_keys(
     return VersionKeys(
         artifact=prefix + extension,
         sidecar=prefix + _SIDECAR,
-        manifest=prefix + _MANIFEST,
         record=prefix + _RECORD,
+        manifest=prefix + _MANIFEST,
+        index=prefix + _INDEX,
     )
 
 
@@ -106,7 +111,12 @@ def parse_key(key: str) -> ParsedKey | None:
     if match is None:
         return None
     collection, name, number, suffix = match.groups()
-    known = EXTENSIONS.get(collection, frozenset()) | {_SIDECAR, _MANIFEST, _RECORD}
+    known = EXTENSIONS.get(collection, frozenset()) | {
+        _SIDECAR,
+        _RECORD,
+        _MANIFEST,
+        _INDEX,
+    }
     if collection not in EXTENSIONS or suffix not in known:
         return None
     try:
