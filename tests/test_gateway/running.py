@@ -60,11 +60,12 @@ class Running:
         self,
         content: bytes | None = None,
         filename: str = "m.tflite",
+        collection: str = "models",
         **fields: Any,
     ) -> httpx.Response:
         return self.request(
             "POST",
-            "/models",
+            f"/{collection}",
             data={"name": "m", **fields},
             files={"file": (filename, tflite() if content is None else content)},
         )
@@ -77,7 +78,8 @@ class Running:
         assert not list(self.settings.spool_directory.iterdir())
         assert not list(self.gateway.store.list())
         with self.gateway.database.read() as session:
-            assert not session.query(tables.ModelVersionRow).all()
+            for rows in (tables.ModelVersionRow, tables.DatasetVersionRow):
+                assert not session.query(rows).all()
 
 
 def flip_bit(path: Path, at: int) -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -13,9 +16,10 @@ from tests.fakes.model_files import tflite
 from tests.fakes.scripted_store import ScriptedStore
 from tests.test_gateway.running import MIB, OpenGateway, Running, flip_bit, problem
 from vision_o3.content.cid import CID
+from vision_o3.content.dag import cid_of_bytes
 from vision_o3.content.leaves import LeafTable
 from vision_o3.errors import InvalidRangeError
-from vision_o3.gateway.download import parse_range
+from vision_o3.gateway.download import Content, Download, Reply, parse_range
 from vision_o3.storage.local import LocalStore
 
 SIZE = 2 * MIB + 1000
@@ -252,3 +256,30 @@ def test_direct_downloads_fall_back_where_the_store_cannot(
     with open_gateway(direct_downloads=True) as running:
         running.publish(tflite())
         assert running.get("/models/m/download").content == tflite()
+
+
+def test_caller_who_leaves_before_the_first_byte_ends_the_work() -> None:
+    """What is before a range in a compressed file may take long to unpack."""
+    ended = False
+    sent: list[object] = []
+
+    async def stream(_: int, __: int) -> AsyncGenerator[memoryview]:
+        nonlocal ended
+        try:
+            await asyncio.Event().wait()
+            yield memoryview(b"never")
+        finally:
+            ended = True
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: object) -> None:
+        sent.append(message)
+
+    version = SimpleNamespace(object_key="k", name="n", version=1)
+    content = Content(version, cid_of_bytes(b"x"), 1, "x")  # type: ignore[arg-type]  # what is asked of it
+    answer = Download(content, Reply(200, {}, 0, 1), stream, stall_timeout_s=1)
+    asyncio.run(answer({"type": "http", "method": "GET"}, receive, send))
+    assert ended
+    assert sent == []

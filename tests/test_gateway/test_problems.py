@@ -24,6 +24,8 @@ EXPECTED = {
     "invalid_cid": 422,
     "invalid_name": 422,
     "invalid_version": 422,
+    "invalid_path": 422,
+    "gateway_busy": 503,
     "invalid_range": 416,
     "format_mismatch": 422,
     "unsafe_content": 422,
@@ -114,7 +116,8 @@ def test_every_error_is_answered_as_a_problem(
     assert "models/canary" not in answer.text
     assert answer.json()["limit"] == 3
     assert answer.headers["retry-after"] == "7"
-    shown = status < 500 or cls is errors.StorageFullError
+    own_words = {errors.StorageFullError, errors.GatewayBusyError}
+    shown = status < 500 or cls in own_words
     assert ("canary?" in answer.text) == shown
 
 

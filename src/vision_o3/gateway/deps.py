@@ -18,7 +18,8 @@ from vision_o3.db.engine import Database
 from vision_o3.errors import UnauthenticatedError
 from vision_o3.gateway.auth import SCOPES, Principal, Tokens
 from vision_o3.gateway.forms import FormLimits
-from vision_o3.registry.services import ModelService
+from vision_o3.registry.inspecting import Inspector
+from vision_o3.registry.services import DatasetService, ModelService
 from vision_o3.registry.spool import Spool
 from vision_o3.settings import Settings
 from vision_o3.storage.base import ObjectStore
@@ -45,7 +46,9 @@ class Gateway:
     database: Database
     store: ObjectStore
     spool: Spool
+    inspector: Inspector
     models: ModelService
+    datasets: DatasetService
     tokens: Tokens
     signing_in: anyio.CapacityLimiter
     """Bounds the memory and processors that hashing of secrets takes."""
@@ -96,7 +99,11 @@ async def _public() -> None:
 
 MayReadModels = Security(_authenticated, scopes=["model:read"])
 MayWriteModels = Security(_authenticated, scopes=["model:write"])
+MayReadDatasets = Security(_authenticated, scopes=["dataset:read"])
+MayWriteDatasets = Security(_authenticated, scopes=["dataset:write"])
 ModelReader = Annotated[Principal, MayReadModels]
 ModelWriter = Annotated[Principal, MayWriteModels]
+DatasetReader = Annotated[Principal, MayReadDatasets]
+DatasetWriter = Annotated[Principal, MayWriteDatasets]
 Public = Depends(_public)
 """Marks a route that needs no token."""

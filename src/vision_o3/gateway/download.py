@@ -1,4 +1,4 @@
-"""Answer with an artifact's bytes, each leaf verified before it is sent (RFC 9110)."""
+"""Answer with bytes, verified before they are sent (RFC 9110)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import base64
 import re
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import structlog
 from starlette.responses import Response
@@ -15,11 +16,11 @@ from starlette.responses import Response
 from vision_o3.errors import IntegrityError, InvalidRangeError, VisionO3Error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from starlette.types import Receive, Scope, Send
 
-    from vision_o3.registry.services import ArtifactService
+    from vision_o3.content.cid import CID
     from vision_o3.registry.values import Version
 
 IMMUTABLE = "private, max-age=31536000, immutable"
@@ -27,6 +28,7 @@ LATEST = "private, no-cache"
 """A copy may be kept, but the gateway is asked whether it is still the latest."""
 
 _RANGE = re.compile(r"bytes\s*=\s*(\d{0,19})\s*-\s*(\d{0,19})\s*", re.IGNORECASE)
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9._ ()+,=@-]")
 _ETAG = re.compile(r'(?:W/)?("[^"]*")')
 _log = structlog.get_logger(__name__)
 
@@ -41,28 +43,46 @@ class Reply:
     end: int = 0
 
 
-def version_headers(version: Version, cache_control: str) -> dict[str, str]:
-    """Return the headers that every answer about a version's bytes carries."""
-    return {
-        "ETag": f'"{version.cid}"',
-        "Cache-Control": cache_control,
-        "X-Vision-O3-CID": str(version.cid),
-        "X-Vision-O3-Name": version.name,
-        "X-Vision-O3-Version": str(version.version),
-        "X-Vision-O3-Size": str(version.file_size),
-    }
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Bytes that can be asked for: a version's file, or one in its archive."""
+
+    version: Version
+    """What they belong to."""
+    cid: CID
+    """What they are."""
+    size: int
+    filename: str
+    media_type: str = "application/octet-stream"
+
+    @classmethod
+    def of(cls, version: Version) -> Content:
+        """Return a version's file."""
+        filename = f"{version.name}-v{version.version}.{version.file_format}"
+        return cls(version, version.cid, version.file_size, filename)
+
+    def headers(self, cache_control: str) -> dict[str, str]:
+        """Return the headers that every answer about the bytes carries."""
+        return {
+            "ETag": f'"{self.cid}"',
+            "Cache-Control": cache_control,
+            "X-Vision-O3-CID": str(self.cid),
+            "X-Vision-O3-Name": self.version.name,
+            "X-Vision-O3-Version": str(self.version.version),
+            "X-Vision-O3-Size": str(self.size),
+        }
 
 
 def plan_reply(
-    version: Version, method: str, asked: Mapping[str, str], cache_control: str
+    content: Content, method: str, asked: Mapping[str, str], cache_control: str
 ) -> Reply:
-    """Decide how to answer a request for a version's bytes.
+    """Decide how to answer a request for bytes.
 
     One range is honoured; several at once are answered with the whole file, as
     RFC 9110 allows.
 
     Args:
-        version: What is asked for.
+        content: What is asked for.
         method: ``GET`` or ``HEAD``.
         asked: The request's headers.
         cache_control: What a cache may do with the answer.
@@ -70,19 +90,18 @@ def plan_reply(
     Raises:
         InvalidRangeError: The range lies outside the file.
     """
-    headers = version_headers(version, cache_control)
-    etag, size = headers["ETag"], version.file_size
-    if _names(asked.get("if-none-match", ""), etag):
+    headers = content.headers(cache_control)
+    etag, size = headers["ETag"], content.size
+    if names(asked.get("if-none-match", ""), etag):
         return Reply(304, headers)
     headers |= {
         "Accept-Ranges": "bytes",
-        "Content-Disposition": "attachment; "
-        f'filename="{version.name}-v{version.version}.{version.file_format}"',
-        "Content-Type": "application/octet-stream",
+        "Content-Disposition": _attachment(content.filename),
+        "Content-Type": content.media_type,
         "X-Content-Type-Options": "nosniff",
     }
-    if version.cid.is_raw:  # its digest is that of the file's bytes
-        digest = base64.b64encode(version.cid.digest).decode()
+    if content.cid.is_raw:  # its digest is that of the file's bytes
+        digest = base64.b64encode(content.cid.digest).decode()
         headers["Repr-Digest"] = f"sha-256=:{digest}:"
     span = None
     if method == "GET" and asked.get("if-range", etag) == etag:
@@ -124,13 +143,23 @@ def parse_range(text: str, size: int) -> tuple[int, int] | None:
     return start, end
 
 
-def _names(if_none_match: str, etag: str) -> bool:
+def _attachment(filename: str) -> str:
+    """Return the Content-Disposition of a file (RFC 6266, names by RFC 8187)."""
+    plain = _NOT_PLAIN.sub("_", filename)
+    disposition = f'attachment; filename="{plain}"'
+    if plain == filename:
+        return disposition
+    return f"{disposition}; filename*=UTF-8''{quote(filename, safe='')}"
+
+
+def names(if_none_match: str, etag: str) -> bool:
+    """Say whether an If-None-Match header names an entity."""
     text = if_none_match.strip()
     return text == "*" or etag in _ETAG.findall(text)
 
 
 class Download(Response):
-    """Sends planned bytes of a version, verified, and nothing that is not.
+    """Sends planned bytes, verified, and nothing that is not.
 
     If the first leaf is wrong, the error is answered. If a later one is, the answer
     cannot be taken back: the connection is broken before a wrong byte is sent.
@@ -138,16 +167,16 @@ class Download(Response):
 
     def __init__(
         self,
-        service: ArtifactService,
-        version: Version,
+        content: Content,
         reply: Reply,
+        stream: Callable[[int, int], AsyncGenerator[memoryview]],
         *,
         stall_timeout_s: float,
     ) -> None:
         super().__init__(status_code=reply.status, headers=reply.headers)
-        self._service = service
-        self._version = version
+        self._content = content
         self._reply = reply
+        self._stream = stream
         self._stall_timeout_s = stall_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,45 +185,56 @@ class Download(Response):
         if scope["method"] == "HEAD" or reply.start == reply.end:
             await super().__call__(scope, receive, send)
             return
-        stream = self._service.stream(self._version, reply.start, reply.end)
-        async with aclosing(stream) as pieces:
-            piece = await anext(pieces)  # an error here is still answered as such
-            gone = asyncio.ensure_future(_disconnected(receive))
-            try:
-                await send(
-                    {
-                        "type": "http.response.start",
-                        "status": reply.status,
-                        "headers": self.raw_headers,
-                    }
-                )
-                left = reply.end - reply.start
-                while not gone.done():
-                    left -= len(piece)
-                    async with asyncio.timeout(self._stall_timeout_s):
-                        await send(
-                            {
-                                "type": "http.response.body",
-                                "body": piece,
-                                "more_body": left > 0,
-                            }
-                        )
-                    if left <= 0:
-                        break
-                    piece = await anext(pieces)
-            except VisionO3Error as error:
-                self._report(error)  # ends without the rest: the connection breaks
-            except TimeoutError:
-                _log.warning("download.stalled", cid=str(self._version.cid))
-            finally:
-                gone.cancel()
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            async with aclosing(self._stream(reply.start, reply.end)) as pieces:
+                # An error up to here is still answered as such.
+                first = await _unless(gone, anext(pieces))
+                if first is not None:
+                    await self._send_all(first, pieces, gone, send)
+        finally:
+            gone.cancel()
+
+    async def _send_all(
+        self,
+        piece: memoryview,
+        pieces: AsyncGenerator[memoryview],
+        gone: asyncio.Future[None],
+        send: Send,
+    ) -> None:
+        left = self._reply.end - self._reply.start
+        try:
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self._reply.status,
+                    "headers": self.raw_headers,
+                }
+            )
+            while not gone.done():
+                left -= len(piece)
+                async with asyncio.timeout(self._stall_timeout_s):
+                    await send(
+                        {
+                            "type": "http.response.body",
+                            "body": piece,
+                            "more_body": left > 0,
+                        }
+                    )
+                if left <= 0:
+                    break
+                piece = await anext(pieces)
+        except VisionO3Error as error:
+            self._report(error)  # ends without the rest: the connection breaks
+        except TimeoutError:
+            _log.warning("download.stalled", cid=str(self._content.cid))
 
     def _report(self, error: VisionO3Error) -> None:
         corrupt = isinstance(error, IntegrityError)
         _log.error(
             "artifact.corrupt" if corrupt else "artifact.unreadable",
-            cid=str(self._version.cid),
-            key=self._version.object_key,
+            cid=str(self._content.cid),
+            key=self._content.version.object_key,
             code=error.code,
             reason=error.message,
         )
@@ -204,3 +244,20 @@ async def _disconnected(receive: Receive) -> None:
     """Return when the caller is gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def _unless(
+    gone: asyncio.Future[None], work: Awaitable[memoryview]
+) -> memoryview | None:
+    """Return what the work gives, or ``None``, the work ended, if the caller is gone.
+
+    The first piece may take long: what is before it in a compressed file is unpacked.
+    """
+    task = asyncio.ensure_future(work)
+    both: set[asyncio.Future[Any]] = {task, gone}
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        if task.cancel():
+            await asyncio.wait({task})

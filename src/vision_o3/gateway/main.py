@@ -18,14 +18,15 @@ from vision_o3 import __version__
 from vision_o3.db.engine import Database
 from vision_o3.db.migrate import is_current
 from vision_o3.errors import ConfigurationError, VisionO3Error
-from vision_o3.gateway import health, models, problems, sign_in
+from vision_o3.gateway import datasets, health, models, problems, sign_in
 from vision_o3.gateway.auth import Tokens
 from vision_o3.gateway.deps import Gateway
 from vision_o3.gateway.logs import configure_logging
 from vision_o3.gateway.middleware import EarlyEnd, RequestLog
 from vision_o3.registry.claims import Timing
+from vision_o3.registry.inspecting import Inspector
 from vision_o3.registry.maintenance import Sweeper
-from vision_o3.registry.services import ModelService
+from vision_o3.registry.services import DatasetService, ModelService
 from vision_o3.registry.spool import Spool
 from vision_o3.schemas.problems import Problem
 from vision_o3.settings import Settings, load_settings
@@ -88,7 +89,12 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    for router in (models.router, sign_in.router, health.router):
+    for router in (
+        models.router,
+        datasets.router,
+        sign_in.router,
+        health.router,
+    ):
         app.include_router(router)
     # The last one added is the first to see a request.
     app.add_middleware(EarlyEnd)
@@ -149,12 +155,20 @@ def _open_gateway(
         )
         opened.callback(spool.close)
         timing = timing_of(settings)
+        inspector = Inspector(
+            spool,
+            settings.inspection_limits,
+            concurrent=settings.max_concurrent_inspections,
+        )
+        opened.callback(inspector.close)
         gateway = Gateway(
             settings=settings,
             database=database,
             store=store,
             spool=spool,
-            models=ModelService(database, store, timing),
+            inspector=inspector,
+            models=ModelService(database, store, inspector, timing),
+            datasets=DatasetService(database, store, inspector, timing),
             tokens=Tokens(settings, clock),
             signing_in=anyio.CapacityLimiter(_SIGNING_IN),
             publishing=anyio.CapacityLimiter(settings.max_concurrent_publishes),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 if TYPE_CHECKING:
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vision_o3.registry.values import Page
 
 
-def link_header(request: Request, page: Page) -> str:
+def link_header(request: Request, page: Page[Any]) -> str:
     """Return the ``Link`` header of a page: first, prev, next, last."""
     last = max(1, -(-page.total // page.page_size))
     targets = {"first": 1, "last": last}

@@ -74,6 +74,7 @@ _TABLE: Mapping[type[errors.VisionO3Error], _Row] = {
     errors.DatabaseUnavailableError: _Row(
         503, "The gateway's database cannot be reached now.", retry_after_s=5
     ),
+    errors.GatewayBusyError: _Row(503, retry_after_s=15),
     errors.CacheError: _INTERNAL,
     errors.ConfigurationError: _INTERNAL,
     errors.TransportError: _INTERNAL,

@@ -1,9 +1,10 @@
-"""The reading routes of a collection: the same for models and datasets."""
+"""The reading routes that models and datasets have in common."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -17,22 +18,28 @@ from vision_o3.gateway.deps import Gateway, GatewayDep
 from vision_o3.gateway.download import (
     IMMUTABLE,
     LATEST,
+    Content,
     Download,
     plan_reply,
-    version_headers,
 )
 from vision_o3.gateway.pages import link_header
 from vision_o3.gateway.problems import describe
 from vision_o3.naming import parse_version
 from vision_o3.registry.relaying import leaf_table
 from vision_o3.registry.values import Page, Version
-from vision_o3.schemas.versions import PageQuery, VersionLinks, VersionRead
+from vision_o3.schemas.versions import (
+    ListQuery,
+    PageQuery,
+    VersionLinks,
+    VersionRead,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from fastapi.params import Depends
 
+    from vision_o3.db.queries import LineFilters
     from vision_o3.registry.services import ArtifactService
 
 CAR = "application/vnd.ipld.car; version=1"
@@ -51,7 +58,7 @@ READ_ERRORS = (
 _NAME = errors.InvalidNameError
 _NUMBER = errors.InvalidVersionError
 _CID = errors.InvalidCIDError
-_BYTES = (
+BYTE_ERRORS = (
     errors.InvalidRangeError,
     errors.IntegrityError,
     errors.TransientStorageError,
@@ -70,7 +77,7 @@ class Shape:
     page: type[BaseModel]
     describe: Callable[[Version], VersionRead]
 
-    def describe_page(self, page: Page) -> BaseModel:
+    def describe_page(self, page: Page[Version]) -> BaseModel:
         """Return a page's document."""
         return self.page(
             items=[self.describe(item) for item in page.items],
@@ -80,14 +87,52 @@ class Shape:
         )
 
 
-def links_of(version: Version) -> VersionLinks:
-    """Return where to go on from a version."""
-    path = f"/{version.collection}/{version.name}/versions/{version.version}"
+def described(version: Version) -> dict[str, Any]:
+    """Return what both collections say of a version, under the wire's names."""
+    return {
+        "id": version.id,
+        "name": version.name,
+        "version": version.version,
+        "cid": str(version.cid),
+        "file_size": version.file_size,
+        "description": version.description,
+        "tags": list(version.tags),
+        "owner_id": version.owner_id,
+        "created_at": version.created_at,
+        "facts": version.facts,
+        "links": _links_of(version),
+    }
+
+
+def path_of(version: Version) -> str:
+    """Return where a version is, on this gateway."""
+    return f"/{version.collection}/{version.name}/versions/{version.version}"
+
+
+def list_page(
+    shape: Shape,
+    query: ListQuery,
+    filters: LineFilters,
+    request: Request,
+    response: Response,
+    gateway: Gateway,
+) -> BaseModel:
+    """Return a page of the latest versions that pass all filters; link to others."""
+    page = shape.service(gateway).list(
+        filters, sort=query.sort, page=query.page, page_size=query.page_size
+    )
+    response.headers["Link"] = link_header(request, page)
+    return shape.describe_page(page)
+
+
+def _links_of(version: Version) -> VersionLinks:
+    path = path_of(version)
     has_dag = version.sidecar_key is not None
     return VersionLinks(
         self=path,
         download=f"{path}/download",
         dag=f"/{version.collection}/cid/{version.cid}/dag" if has_dag else None,
+        manifest=f"{path}/manifest" if version.manifest_cid is not None else None,
     )
 
 
@@ -201,25 +246,31 @@ def _add_byte_routes(router: APIRouter, shape: Shape) -> None:
                 dependencies=[shape.reader],
                 response_class=Response,
                 responses={
-                    **_describe_bytes(media, ranges=handler is not dag),
-                    **describe(*READ_ERRORS, *own_errors, *_BYTES),
+                    **describe_bytes(
+                        media, ranges=handler is not dag, redirects=handler is not dag
+                    ),
+                    **describe(*READ_ERRORS, *own_errors, *BYTE_ERRORS),
                 },
                 operation_id=f"{shape.collection}_{handler.__name__}_{method.lower()}",
             )
 
 
-def _describe_bytes(media: Sequence[str], *, ranges: bool) -> dict[int | str, dict]:  # type: ignore[type-arg]  # OpenAPI's own shape
+def describe_bytes(
+    media: Sequence[str], *, ranges: bool, redirects: bool = False
+) -> dict[int | str, dict[str, Any]]:
+    """Return the ``responses`` of a route that answers with bytes."""
     content = {
         kind: {"schema": {"type": "string", "format": "binary"}} for kind in media
     }
-    described: dict[int | str, dict] = {  # type: ignore[type-arg]  # as above
+    answers: dict[int | str, dict[str, Any]] = {
         200: {"description": "All of it.", "content": content},
         304: {"description": "What the caller has (If-None-Match) is current."},
     }
     if ranges:
-        described[206] = {"description": "The range asked for.", "content": content}
-        described[307] = {"description": "Fetch it from the store, at Location."}
-    return described
+        answers[206] = {"description": "The range asked for.", "content": content}
+    if redirects:
+        answers[307] = {"description": "Fetch it from the store, at Location."}
+    return answers
 
 
 async def _hand_out(
@@ -231,7 +282,8 @@ async def _hand_out(
 ) -> Response:
     """Answer with a version's bytes, or with where the store serves them."""
     settings = gateway.settings
-    reply = plan_reply(version, request.method, request.headers, cache_control)
+    content = Content.of(version)
+    reply = plan_reply(content, request.method, request.headers, cache_control)
     # A signed URL is for GET only, so HEAD is answered here.
     if settings.direct_downloads and request.method == "GET" and reply.status < 300:  # noqa: PLR2004 - there are bytes to send
         ttl_s = settings.direct_downloads_ttl_s
@@ -240,9 +292,14 @@ async def _hand_out(
         )
         if url is not None:
             return RedirectResponse(
-                url, 307, headers=version_headers(version, "private, no-store")
+                url, 307, headers=content.headers("private, no-store")
             )
-    return Download(service, version, reply, stall_timeout_s=settings.stall_timeout_s)
+    return Download(
+        content,
+        reply,
+        partial(service.stream, version),
+        stall_timeout_s=settings.stall_timeout_s,
+    )
 
 
 def _sidecar_answer(service: ArtifactService, cid: CID, request: Request) -> Response:
@@ -257,7 +314,7 @@ def _sidecar_answer(service: ArtifactService, cid: CID, request: Request) -> Res
     leaf_table(cid, version.file_size, sidecar)  # only what the CID names is sent
     etag = f'"{cid}.car"'
     headers = {
-        **version_headers(version, IMMUTABLE),
+        **Content.of(version).headers(IMMUTABLE),
         "ETag": etag,
         "Content-Disposition": f'attachment; filename="{cid}.car"',
         "X-Content-Type-Options": "nosniff",

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
+from vision_o3 import errors
 from vision_o3.content.cid import CID
 from vision_o3.errors import InputError
 from vision_o3.gateway.forms import FILE, receive_form
+from vision_o3.gateway.problems import describe
+from vision_o3.gateway.retrieval import path_of
 from vision_o3.registry.values import Published, Submission
 from vision_o3.schemas.versions import split_tags
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pydantic import BaseModel
     from starlette.requests import Request
+    from starlette.responses import Response
 
     from vision_o3.gateway.auth import Principal
     from vision_o3.gateway.deps import Gateway
@@ -24,50 +30,142 @@ if TYPE_CHECKING:
     from vision_o3.registry.services import ArtifactService
 
 
+_ERRORS = (
+    errors.UnauthenticatedError,
+    errors.PermissionDeniedError,
+    errors.InputError,
+    errors.InvalidNameError,
+    errors.InvalidCIDError,
+    errors.FormatError,
+    errors.UnsafeContentError,
+    errors.CIDMismatchError,
+    errors.IncompleteUploadError,
+    errors.LimitExceededError,
+    errors.UploadInProgressError,
+    errors.TransientStorageError,
+    errors.DatabaseUnavailableError,
+    errors.GatewayBusyError,
+    errors.StorageFullError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FormField:
+    """One field of an upload form.
+
+    Attributes:
+        fills: The field of ``Submission`` that it becomes.
+        schema: What OpenAPI says of it.
+    """
+
+    fills: str
+    schema: dict[str, Any]
+
+
+COMMON_FIELDS = {
+    "name": FormField("name", {"type": "string", "examples": ["yolov11-nano"]}),
+    "description": FormField("description", {"type": "string"}),
+    "tags": FormField(
+        "tags",
+        {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Repeated, or separated by commas.",
+        },
+    ),
+    "cid": FormField(
+        "declared_cid",
+        {
+            "type": "string",
+            "description": "Refuse the upload unless the bytes have this CID.",
+        },
+    ),
+}
+"""What every upload form has beside the file."""
+
+
+def describe_publishing(
+    fields: Mapping[str, FormField], answer: type[BaseModel]
+) -> dict[str, Any]:
+    """Return how FastAPI shall describe a route that publishes."""
+    properties = {name: field.schema for name, field in fields.items()}
+    form = {
+        "type": "object",
+        "required": ["name", FILE],
+        "additionalProperties": False,
+        "properties": {**properties, FILE: {"type": "string", "format": "binary"}},
+    }
+    return {
+        "status_code": 201,
+        "responses": {
+            200: {
+                "model": answer,
+                "description": "The latest version has this content already.",
+            },
+            **describe(*_ERRORS),
+        },
+        "openapi_extra": {
+            "requestBody": {
+                "required": True,
+                "content": {"multipart/form-data": {"schema": form}},
+            }
+        },
+    }
+
+
 async def receive_and_publish(
     request: Request,
+    response: Response,
     gateway: Gateway,
     service: ArtifactService,
     principal: Principal,
-    names: Mapping[str, str],
+    fields: Mapping[str, FormField],
 ) -> Published:
-    """Receive the request's form and publish its file.
+    """Receive the request's form, publish its file, and set the answer's head.
 
     What the fields before the file say is checked before the file is received.
 
     Args:
         request: Its body must not have been read.
+        response: Gets its status and ``Location``.
         gateway: Whose spool and limits to use.
         service: The collection to publish in.
         principal: Who publishes.
-        names: The form's fields, each with the ``Submission`` field that it fills.
+        fields: What the form may have beside the file, by name.
 
     Raises:
         VisionO3Error: As ``receive_form``, ``Submission`` and
             ``ArtifactService.publish`` say.
     """
-    submit = partial(_submission, names, principal.id)
+    submit = partial(_submission, fields, principal.id)
 
-    def check(fields: Fields, filename: str | None) -> None:
-        if "name" in fields:
-            submit(fields, filename)
+    def check(so_far: Fields, filename: str | None) -> None:
+        if "name" in so_far:
+            submit(so_far, filename)
 
     async with receive_form(request, gateway.spool, gateway.form_limits, check) as form:
         submission = submit(form.fields, form.filename)
-        return await anyio.to_thread.run_sync(
+        published = await anyio.to_thread.run_sync(
             service.publish, submission, form.spooled, limiter=gateway.publishing
         )
+    if not published.created:
+        response.status_code = 200
+    response.headers["Location"] = path_of(published.version)
+    return published
 
 
 def _submission(
-    names: Mapping[str, str], publisher: str, fields: Fields, filename: str | None
+    known: Mapping[str, FormField],
+    publisher: str,
+    fields: Fields,
+    filename: str | None,
 ) -> Submission:
     values: dict[str, Any] = {}
     for name, given in fields.items():
-        if name not in names:
+        if name not in known:
             raise InputError(
                 f"There is no field {name[:64]!r}. "
-                f"The fields are: {', '.join([*names, FILE])}.",
+                f"The fields are: {', '.join([*known, FILE])}.",
             )
         if name == "tags":
             values["tags"] = split_tags(given)
@@ -75,7 +173,7 @@ def _submission(
         if len(given) > 1:
             raise InputError(f"The field {name!r} is given more than once.")
         if given[0] or name == "name":  # an empty field is one that was left out
-            values[names[name]] = given[0]
+            values[known[name].fills] = given[0]
     if "name" not in values:
         raise InputError("The form has no field 'name': what to publish the file as.")
     if "declared_cid" in values:

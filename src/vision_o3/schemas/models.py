@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from vision_o3.schemas.facts import ModelFacts
 from vision_o3.schemas.versions import ListQuery, VersionRead
 
 _CID = "bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi"
@@ -20,7 +23,25 @@ _EXAMPLE: dict[str, JsonValue] = {
     "tags": ["edge", "int8"],
     "owner_id": "ann",
     "created_at": "2026-11-24T14:00:00Z",
-    "facts": {"opset": 17},
+    "facts": {
+        "kind": "onnx",
+        "ir_version": 10,
+        "opset_import": {"ai.onnx": 17},
+        "producer_name": "pytorch",
+        "producer_version": "2.13.0",
+        "domain": "",
+        "model_version": 0,
+        "graph_name": "main_graph",
+        "inputs": [{"name": "images", "dtype": "float32", "shape": [1, 3, 640, 640]}],
+        "outputs": [{"name": "output0", "dtype": "float32", "shape": [1, 84, 8400]}],
+        "operators": {"Conv": 88, "Mul": 78, "Sigmoid": 77},
+        "node_count": 320,
+        "custom_domains": [],
+        "parameters": 2_624_080,
+        "initializer_count": 178,
+        "quantized": False,
+        "metadata": {},
+    },
     "links": {
         "self": "/models/yolov11-nano/versions/2",
         "download": "/models/yolov11-nano/versions/2/download",
@@ -37,6 +58,7 @@ class ModelVersionRead(VersionRead):
     framework: str = Field(description="As the publisher said; may be empty.")
     model_type: str = Field(description="As the publisher said; may be empty.")
     file_format: str = Field(description="`pt`, `onnx`, `tflite` or `h5`.")
+    facts: ModelFacts = Field(description="What was read from the file itself.")
 
 
 class ModelPublished(ModelVersionRead):
@@ -66,3 +88,9 @@ class ModelQuery(ListQuery):
     framework: str | None = Field(default=None, max_length=64)
     model_type: str | None = Field(default=None, max_length=64)
     format: str | None = Field(default=None, max_length=16)
+    quantized: bool | None = Field(
+        default=None, description="ONNX and TFLite: whether it is quantised."
+    )
+    safety: Literal["safe", "unsafe"] | None = Field(
+        default=None, description="PyTorch and HDF5: whether loading it runs code."
+    )

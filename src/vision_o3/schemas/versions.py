@@ -21,6 +21,11 @@ class VersionLinks(BaseModel):
         exclude_if=lambda path: path is None,
         description="The sidecar; absent for content of one leaf (at most 1 MiB).",
     )
+    manifest: str | None = Field(
+        default=None,
+        exclude_if=lambda path: path is None,
+        description="The list of an archive's files; absent for what is none.",
+    )
 
 
 class VersionRead(BaseModel):
@@ -35,7 +40,6 @@ class VersionRead(BaseModel):
     tags: list[str]
     owner_id: str = Field(description="Who published the first version.")
     created_at: datetime
-    facts: dict[str, Any] = Field(description="What was read from the file itself.")
     links: VersionLinks
 
 
@@ -47,11 +51,12 @@ class StrictQuery(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown(cls, values: dict[str, Any]) -> dict[str, Any]:
-        unknown = sorted(set(values) - set(cls.model_fields))
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(
                 f"unknown parameter {unknown[0][:64]!r}; "
-                f"there are {', '.join(sorted(cls.model_fields))}"
+                f"there are {', '.join(sorted(known))}"
             )
         return values
 
