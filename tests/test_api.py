@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import vision_o3
+from vision_o3 import sdk
 from vision_o3.sdk.client import VisionO3Client
 from vision_o3.sdk.verifier import CIDVerifier
 
@@ -21,6 +22,21 @@ def test_top_level_names() -> None:
     ]
     for name in vision_o3.__all__:
         assert getattr(vision_o3, name)
+
+
+def test_names_of_the_edge_side() -> None:
+    assert sorted(sdk.__all__) == [
+        "CIDVerifier",
+        "DatasetDifference",
+        "DatasetInfo",
+        "IntegrityError",
+        "ModelInfo",
+        "RetryPolicy",
+        "VisionO3Client",
+        "VisionO3Error",
+    ]
+    for name in sdk.__all__:
+        assert getattr(sdk, name)
 
 
 def public(cls: type) -> set[str]:
@@ -43,6 +59,11 @@ def test_client_has_the_methods_of_the_plan() -> None:
         "download_dataset",
         "download_dataset_by_cid",
         "upload_dataset",
+        "get_dataset_manifest",
+        "download_dataset_file",
+        "open_dataset_file",
+        "extract_dataset",
+        "compare_datasets",
         "clear_cache",
         "get_cache_size",
         "close",
@@ -61,12 +82,27 @@ def test_client_is_made_as_the_plan_says() -> None:
     ]
 
 
-def test_the_edge_side_loads_nothing_but_the_standard_library() -> None:
+def test_methods_for_files_of_datasets_take_what_the_plan_says() -> None:
+    for method, expected in (
+        (VisionO3Client.get_dataset_manifest, ["name", "version"]),
+        (VisionO3Client.download_dataset_file, ["name", "path", "version"]),
+        (VisionO3Client.open_dataset_file, ["name", "path", "version"]),
+        (
+            VisionO3Client.extract_dataset,
+            ["name", "target", "version", "paths", "overwrite"],
+        ),
+        (VisionO3Client.compare_datasets, ["name", "before", "after"]),
+    ):
+        assert list(inspect.signature(method).parameters)[1:] == expected
+
+
+def test_the_edge_side_loads_the_standard_library_and_little_of_it() -> None:
     code = (
         "import sys, vision_o3, vision_o3.sdk, vision_o3.sdk.cli; "
         "vision_o3.VisionO3Client; "
         "print([m for m in ('fastapi', 'pydantic', 'sqlalchemy', 'obstore', 'anyio',"
-        " 'structlog', 'rich', 'httpx') if m in sys.modules])"
+        " 'structlog', 'rich', 'httpx', 'zipfile', 'tarfile', 'http.client', 'ssl')"
+        " if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -9,15 +9,21 @@ Python 3.8, standard library only.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import mimetypes
 import socket
+import sys
+import tarfile
 import threading
+import zipfile
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
-from urllib.parse import parse_qs, parse_qsl, urlsplit
+from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
 
-from vision_o3.content.dag import ContentHasher, Dag
+from vision_o3.content.dag import ContentHasher, Dag, cid_of_bytes
+from vision_o3.content.manifest import FileEntry, encode_manifest, sort_key
 from vision_o3.errors import TransportError
 
 CREATED_AT = "2026-11-24T14:00:00Z"
@@ -57,6 +63,8 @@ class Published:
     document: Dict[str, Any]
     content: bytes
     dag: Dag
+    files: Dict[str, bytes] = field(default_factory=dict)
+    manifest: Optional[bytes] = None
 
 
 Lie = Callable[[Answer], None]
@@ -127,6 +135,36 @@ class FakeGateway:
         self.published[collection].append(Published(document, content, dag))
         return document
 
+    def publish_archive(
+        self,
+        name: str,
+        files: Dict[str, bytes],
+        container: str = "zip",
+        *,
+        archive: Optional[bytes] = None,
+        manifest: Optional[bytes] = None,
+        **facts: Any,
+    ) -> Dict[str, Any]:
+        """Publish an archive of files as a dataset's next version.
+
+        ``archive`` or ``manifest`` replaces what the files would give.
+        """
+        if archive is None:
+            archive = archive_of(files, container)
+        if manifest is None:
+            manifest = manifest_of(files)
+        document = self.publish(
+            name,
+            archive,
+            "datasets",
+            format=container,
+            manifest_cid=str(cid_of_bytes(manifest)),
+            **facts,
+        )
+        published = self.published["datasets"][-1]
+        published.files, published.manifest = files, manifest
+        return document
+
     def lie(self, part_of_path: str, *lies: Lie, times: int = 1) -> None:
         """Edit the next answers to requests whose path ends so, one lie for each."""
         self._lies.append((part_of_path, list(lies) * times))
@@ -161,6 +199,9 @@ class FakeGateway:
             return self._sign_in(dict(parse_qsl(seen.body.decode())))
         if not self._lets_in(seen):
             return problem(401, "unauthenticated")
+        return self._answer_within(words, seen)
+
+    def _answer_within(self, words: List[str], seen: Seen) -> Answer:
         if words[0] not in self.published:
             return problem(404, "not_found")
         collection = self.published[words[0]]
@@ -168,6 +209,8 @@ class FakeGateway:
             return self._receive(words[0], seen)
         if len(words) == 1:
             return self._list(collection, seen)
+        if words[4:] and words[4] in ("manifest", "files"):
+            return self._read_archive(self._find(collection, words[1:]), words, seen)
         return self._describe(self._find(collection, words[1:]), words[-1], seen)
 
     def _lets_in(self, seen: Seen) -> bool:
@@ -185,6 +228,19 @@ class FakeGateway:
         if what == "download":
             return _bytes_answer(found.content, seen.headers.get("range", ""))
         return json_answer(200, found.document)
+
+    @staticmethod
+    def _read_archive(
+        found: Optional[Published], words: List[str], seen: Seen
+    ) -> Answer:
+        if found is None or found.manifest is None:
+            return problem(404, "not_found")
+        if words[4:] == ["manifest"]:
+            return Answer(200, {"Content-Type": "application/json"}, found.manifest)
+        content = found.files.get(unquote("/".join(words[5:])))
+        if content is None:
+            return problem(404, "not_found")
+        return _bytes_answer(content, seen.headers.get("range", ""))
 
     def _sign_in(self, form: Dict[str, str]) -> Answer:
         user, secret = form.get("client_id", ""), form.get("client_secret")
@@ -272,6 +328,40 @@ class FakeGateway:
             server.shutdown()
             server.server_close()
             thread.join()
+
+
+def manifest_of(files: Dict[str, bytes]) -> bytes:
+    """Return the canonical manifest of an archive with these files."""
+    entries = [
+        FileEntry(
+            path,
+            len(content),
+            cid_of_bytes(content),
+            mimetypes.guess_type(path)[0] or "application/octet-stream",
+        )
+        for path, content in files.items()
+    ]
+    return b"".join(encode_manifest(sorted(entries, key=sort_key)))
+
+
+def archive_of(files: Dict[str, bytes], container: str) -> bytes:
+    """Return a ``zip`` or ``tar.gz`` with these files, and folders in between."""
+    stream = io.BytesIO()
+    if container == "zip":
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as opened:
+            opened.writestr("a folder/", b"")
+            for path, content in files.items():
+                opened.writestr(path, content)
+    else:
+        with tarfile.open(fileobj=stream, mode="w:gz", compresslevel=1) as opened_tar:
+            folder = tarfile.TarInfo("./a folder")
+            folder.type = tarfile.DIRTYPE
+            opened_tar.addfile(folder)
+            for path, content in files.items():
+                member = tarfile.TarInfo(path)
+                member.size = len(content)
+                opened_tar.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
 
 
 def _bytes_answer(content: bytes, asked: str) -> Answer:
@@ -478,6 +568,11 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.closing = threading.Event()
+
+    def handle_error(self, *arguments: Any) -> None:
+        """Say nothing of clients that left."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(*arguments)
 
 
 class _Handler(BaseHTTPRequestHandler):

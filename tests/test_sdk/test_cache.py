@@ -367,3 +367,60 @@ def test_a_text_is_replaced_whole_or_not_at_all(
         replace_text(path, "new")
     assert [each.name for each in tmp_path.iterdir()] == ["t.json"]
     assert path.read_text() == "old"
+
+
+# Small contents
+
+
+def test_reads_what_is_small_and_right(cache: Cache) -> None:
+    cid = put(cache, b"abc")
+    age(cache, cid, 100)
+    assert cache.read(cid, 3) == b"abc"
+    assert cache.read(cid, 2) is None
+    assert cache.read(cid_of_bytes(b"other"), 100) is None
+    assert time.time() - cache.entries()[0].used_at < 50
+
+
+def test_does_not_read_what_is_rotten(cache: Cache) -> None:
+    cid = put(cache, b"abc")
+    path = cache.find(cid)
+    assert path is not None
+    path.write_bytes(b"abd")
+    assert cache.read(cid, 100) is None
+    assert not path.exists()
+
+
+def test_reads_another_name_where_one_is_rotten(cache: Cache) -> None:
+    cid = put(cache, b"abc", "a")
+    put(cache, b"abc", "b")
+    (cache.directory / "artifacts" / str(cid) / "a").write_bytes(b"abd")
+    assert cache.read(cid, 100) == b"abc"
+
+
+def test_does_not_read_through_links(cache: Cache, tmp_path: Path) -> None:
+    cid = put(cache, b"abc")
+    path = cache.directory / "artifacts" / str(cid) / "m.onnx"
+    path.rename(tmp_path / "outside")
+    path.symlink_to(tmp_path / "outside")
+    assert cache.read(cid, 100) is None
+
+
+def test_what_cannot_be_read_is_not_there(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cid = put(cache, b"abc")
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "No")
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert cache.read(cid, 100) is None
+
+
+def test_does_not_look_at_everything_after_each_small_file(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "c", max_bytes=6400)
+    for number in range(70):
+        cid = put(cache, number.to_bytes(2, "big") * 50)
+        cache.evict(keep=cid)
+        assert cache.size() <= 6400 + 100
+    assert cache.size() > 6000

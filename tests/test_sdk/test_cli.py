@@ -65,7 +65,7 @@ def test_info_shows_what_there_is(run: Run, served: FakeGateway) -> None:
     served.publish("m", b"abc", tags=["x", "y"], facts={"ir_version": 8})
     _, out, _ = run("info", "m")
     assert "tags:         x, y" in out
-    assert 'facts:        {"ir_version": 8}' in out
+    assert "facts:\n  ir_version: 8\n" in out
     assert "description" not in out
     _, out, _ = run("info", "m@1", "--json")
     assert json.loads(out)["version"] == 1

@@ -94,6 +94,43 @@ class TestHTTPTransport(TransportConformance):
         with pytest.raises(TransportError, match="nothing came for too long"):
             read_all(response)
 
+    @pytest.mark.parametrize("answer_timeout_s", [5.0, 0.0])
+    def test_waits_longer_for_the_answer_to_an_upload(
+        self, answer_timeout_s: float
+    ) -> None:
+        """The gateway looks into a file before it answers."""
+        answer = b"HTTP/1.1 201 Made\r\nContent-Length: 2\r\n\r\nok"
+        given_up = threading.Event()
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+
+            def serve() -> None:
+                connection, _ = listener.accept()
+                with connection:
+                    given_up.wait(0.5)  # far over the read time-out below
+                    connection.recv(10_000)
+                    connection.sendall(answer)
+
+            server = threading.Thread(target=serve)
+            server.start()
+            transport = HTTPTransport(
+                read_timeout_s=0.05, answer_timeout_s=answer_timeout_s
+            )
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/models"
+            headers = {"Content-Length": "4"}
+            try:
+                if answer_timeout_s:
+                    response = transport.request("POST", url, headers, [b"file"])
+                    assert read_all(response) == b"ok"
+                else:
+                    with pytest.raises(TransportError, match="too long"):
+                        transport.request("POST", url, headers, [b"file"])
+            finally:
+                given_up.set()
+                server.join()
+                transport.close()
+
     def test_takes_a_refusal_that_comes_before_all_was_sent(self) -> None:
         refusal = b"HTTP/1.1 413 No\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno"
         with socket.socket() as listener:

@@ -69,6 +69,8 @@ def test_a_time_in_another_zone_becomes_utc(gateway: FakeGateway) -> None:
         {"created_at": 5},
         {"tags": None},
         {"description": []},
+        {"facts": []},
+        {"facts": None},
     ],
 )
 def test_refuses_what_would_be_dangerous(gateway: FakeGateway, changes: Any) -> None:
@@ -81,3 +83,10 @@ def test_refuses_what_would_be_dangerous(gateway: FakeGateway, changes: Any) -> 
 def test_refuses_what_is_no_version(given: object) -> None:
     with pytest.raises(TransportError, match="not understood"):
         parse_info(ModelInfo, given)
+
+
+@pytest.mark.parametrize("cid", ["Qm", "", 5, ["x"], "../../x"])
+def test_refuses_what_names_no_manifest(gateway: FakeGateway, cid: object) -> None:
+    given = gateway.publish("d", b"abc", "datasets", manifest_cid=cid)
+    with pytest.raises(TransportError, match="not understood"):
+        parse_info(DatasetInfo, given)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Union
 
 from vision_o3.content.cid import CID
-from vision_o3.content.dag import cid_of_stream
+from vision_o3.content.dag import cid_of_bytes, cid_of_stream
 from vision_o3.errors import CacheError, StorageFullError
 
 DEFAULT_MAX_BYTES = 10 << 30
@@ -38,6 +39,8 @@ SPARE_BYTES = 16 << 20
 _STALE_AFTER_S = 24 * 3600.0
 """A file in ``partial/`` untouched for so long belongs to nobody."""
 _MAX_RECORD_SIZE = 1 << 20
+_LOOK_AGAIN = 64
+"""A cache may grow over its limit by one part in so many."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _log = logging.getLogger(__name__)
 
@@ -73,6 +76,8 @@ class Cache:
         self._max_bytes = max_bytes
         self._artifacts = self.directory / "artifacts"
         self._partial = self.directory / "partial"
+        self._kept_bytes = max_bytes
+        """Since ``evict`` looked at the cache; at first as many as are looked for."""
 
     def find(
         self, cid: CID, filename: Optional[str] = None, *, verify: bool = True
@@ -87,10 +92,7 @@ class Cache:
         Returns:
             A path whose use now counts as recent.
         """
-        files = self._files(self._artifacts / str(cid))
-        if filename is not None:
-            files.sort(key=lambda path: path.name != filename)
-        for path in files:
+        for path in self._candidates(cid, filename):
             if verify and not self._is_right(path, cid):
                 continue
             named = path if filename is None else self._named(path, filename)
@@ -98,6 +100,33 @@ class Cache:
                 with contextlib.suppress(OSError):  # a cache that is read-only
                     os.utime(path.parent)
                 return named
+        return None
+
+    def read(self, cid: CID, max_size: int) -> Optional[bytes]:
+        """Return the content that a CID names, verified, or ``None`` if it is not here.
+
+        For what is small enough to be held in memory. A file that is not what the CID
+        names is dropped.
+
+        Args:
+            cid: The content.
+            max_size: Bytes; a longer file is as if it were not here.
+        """
+        for path in self._candidates(cid):
+            try:
+                with _open(path) as file:
+                    if os.fstat(file.fileno()).st_size > max_size:
+                        continue
+                    content = file.readall()
+            except OSError as error:
+                _log.warning("artifact.unreadable: %s: %s", path, error)
+                continue
+            actual = cid_of_bytes(content)
+            if actual == cid:
+                with contextlib.suppress(OSError):  # a cache that is read-only
+                    os.utime(path.parent)
+                return content
+            _drop_rotten(path, cid, actual)
         return None
 
     @contextmanager
@@ -133,6 +162,7 @@ class Cache:
         """
         target = self._artifacts / str(cid) / filename
         with _storage_errors(self.directory):
+            self._kept_bytes += os.fstat(partial.descriptor).st_size
             os.fsync(partial.descriptor)
             for _ in range(3):
                 _make_directory(target.parent)
@@ -147,7 +177,14 @@ class Cache:
         return target
 
     def evict(self, keep: Optional[CID] = None) -> None:
-        """Remove the least recently used beyond the limit, but never ``keep``."""
+        """Remove the least recently used beyond the limit, but never ``keep``.
+
+        It takes long to look at many small files. So with ``keep``, which is to say
+        after each of them, nothing is done before a small part of the limit was kept.
+        """
+        if keep is not None and self._kept_bytes <= self._max_bytes // _LOOK_AGAIN:
+            return
+        self._kept_bytes = 0
         entries = self.entries()
         total = sum(entry.size for entry in entries)
         for entry in entries:
@@ -161,7 +198,7 @@ class Cache:
         """Return what is here, least recently used first."""
         found = []
         for directory in _children(self._artifacts):
-            files = self._files(directory)
+            files = list(self._files(directory))
             if not files:
                 continue
             with contextlib.suppress(OSError):  # another process removed it
@@ -193,35 +230,39 @@ class Cache:
         if self.entries():
             raise CacheError(f"Not all of {self._artifacts} could be removed.")
 
-    def _files(self, directory: Path) -> List[Path]:
-        """Return the regular files of an artifact's directory, none if it is a link."""
-        if directory.is_symlink():
-            return []
-        return [
-            path
-            for path in _children(directory)
-            if not path.is_symlink() and path.is_file()
-        ]
+    def _files(self, directory: Path) -> Iterator[Path]:
+        """Yield the regular files of an artifact's directory, none if it is a link."""
+        if not directory.is_symlink():
+            for path in _children(directory):
+                if not path.is_symlink() and path.is_file():
+                    yield path
+
+    def _candidates(self, cid: CID, filename: Optional[str] = None) -> Iterator[Path]:
+        """Yield the files of an artifact, that of the name first.
+
+        The others are listed only when they are asked for: a content that many files
+        of a dataset have, such as the empty one, has as many names here.
+        """
+        directory = self._artifacts / str(cid)
+        if filename is not None and not directory.is_symlink():
+            named = directory / filename
+            if not named.is_symlink() and named.is_file():
+                yield named
+        for path in self._files(directory):
+            if path.name != filename:
+                yield path
 
     def _is_right(self, path: Path, cid: CID) -> bool:
         """Whether a file is what the CID names; if it is not, remove it."""
         try:
-            flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)
-            with open(os.open(path, flags), "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
+            with _open(path) as file:
                 actual = cid_of_stream(file).root
         except OSError as error:
             _log.warning("artifact.unreadable: %s: %s", path, error)
             return False
-        if actual == cid:
-            return True
-        _log.warning(
-            "artifact.rotten: %s is not what its CID names any more; it is dropped.",
-            path,
-            extra={"cid": str(cid), "actual": str(actual)},
-        )
-        with contextlib.suppress(OSError):
-            path.unlink()
-        return False
+        if actual != cid:
+            _drop_rotten(path, cid, actual)
+        return actual == cid
 
     @staticmethod
     def _named(path: Path, filename: str) -> Optional[Path]:
@@ -242,6 +283,8 @@ class Cache:
     def _make_room(self, size: int) -> None:
         needed = size + SPARE_BYTES
         free = shutil.disk_usage(self.directory).free
+        if needed <= free:
+            return
         entries = self.entries()
         if needed > free + sum(entry.size for entry in entries):
             raise StorageFullError(
@@ -329,6 +372,22 @@ def replace_text(path: Path, text: str, mode: int = 0o666) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _open(path: Path) -> io.FileIO:
+    """Open a file for reading, unless it is a link."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return io.FileIO(os.open(path, flags))
+
+
+def _drop_rotten(path: Path, cid: CID, actual: CID) -> None:
+    _log.warning(
+        "artifact.rotten: %s is not what its CID names any more; it is dropped.",
+        path,
+        extra={"cid": str(cid), "actual": str(actual)},
+    )
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 @contextmanager

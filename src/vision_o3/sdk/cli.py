@@ -22,21 +22,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Callable,
-    Dict,
-    List,
-    Optional,
-    Sequence,
-    Tuple,
-)
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 from vision_o3 import __version__
 from vision_o3.content.cid import CID
@@ -46,23 +36,23 @@ from vision_o3.errors import (
     ConfigurationError,
     ConflictError,
     DatabaseUnavailableError,
+    GatewayBusyError,
     InputError,
     IntegrityError,
-    InvalidCIDError,
     NotFoundError,
     StorageError,
     TransportError,
     UnauthenticatedError,
     VisionO3Error,
 )
-from vision_o3.naming import parse_version
+from vision_o3.sdk.artifact_commands import MODELS, Commands, add_artifact_commands
+from vision_o3.sdk.artifact_commands import Work as ClientWork
 from vision_o3.sdk.cache import Cache, replace_text
 from vision_o3.sdk.client import VisionO3Client
+from vision_o3.sdk.dataset_commands import add_dataset_commands
+from vision_o3.sdk.output import Shown, printable, printed, table
 from vision_o3.sdk.progress import ProgressLine, in_units
 from vision_o3.sdk.verifier import CIDVerifier
-
-if TYPE_CHECKING:
-    from vision_o3.sdk.versions import VersionInfo
 
 EXIT_CODES = (
     (ConfigurationError, 2),
@@ -75,6 +65,7 @@ EXIT_CODES = (
     (CacheError, 8),
     (TransportError, 9),
     (DatabaseUnavailableError, 9),
+    (GatewayBusyError, 9),
 )
 """The only table of exit codes; any other error of ours is 1."""
 INTERRUPTED = 130
@@ -82,9 +73,7 @@ INTERRUPTED = 130
 DEFAULT_CACHE = "~/.vision-o3"
 
 Parser = argparse.ArgumentParser
-Commands = Any
-"""What ``add_subparsers`` returns; argparse has no public name for it."""
-Work = Callable[[argparse.Namespace], Optional[int]]
+Work = Callable[[argparse.Namespace], Shown]
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -101,8 +90,8 @@ def build_parser() -> Tuple[Parser, Commands]:
     """
     parser = Parser(
         prog="vision-o3",
-        description="Publish computer-vision models; fetch them verified, byte by "
-        "byte.",
+        description="Publish computer-vision models and datasets; fetch them "
+        "verified, byte by byte.",
         epilog="The gateway and who you are come from 'vision-o3 login', or from the "
         "environment: VISION_O3_URL, and VISION_O3_TOKEN or VISION_O3_CLIENT_ID with "
         f"VISION_O3_CLIENT_SECRET. VISION_O3_CACHE ({DEFAULT_CACHE}) is where files "
@@ -126,7 +115,8 @@ def add_edge_commands(commands: Commands) -> None:
         "Devices set the two variables instead, and never need to sign in."
     )
     login.add_argument("url", metavar="URL", help="as https://models.example.com")
-    _add_model_commands(commands)
+    add_artifact_commands(commands, _add_with_client, MODELS)
+    add_dataset_commands(commands, _add_with_client)
 
     verify = _add(commands, "verify", _verify, "check a file against a CID")
     verify.add_argument("path", metavar="PATH", type=Path)
@@ -138,35 +128,6 @@ def add_edge_commands(commands: Commands) -> None:
     _add(actions, "size", _cache_size, "print the bytes that are cached")
     _add(actions, "path", _cache_path, "print where the cache is")
     _add(actions, "clear", _cache_clear, "remove all files from the cache")
-
-
-def _add_model_commands(commands: Commands) -> None:
-    ls = _add(commands, "ls", _ls, "list models")
-    ls.add_argument("--framework")
-    ls.add_argument("--model-type")
-    ls.add_argument("--format")
-    ls.add_argument("--owner")
-    ls.add_argument("--tag", action="append", dest="tags", help="repeat for more")
-    ls.add_argument("--search", dest="q", help="part of the name or description")
-    ls.add_argument("--sort", help="name, created_at or size; '-' before it: downwards")
-
-    info = _add(commands, "info", _info, "show what is known of a model")
-    info.add_argument("model", metavar="NAME[@VERSION]")
-
-    pull = _add(commands, "pull", _pull, "fetch a model, verified; print its path")
-    pull.add_argument("model", metavar="NAME[@VERSION]|CID")
-    pull.add_argument(
-        "-o", "--output", type=Path, metavar="PATH", help="copy it to a file or folder"
-    )
-
-    push = _add(commands, "push", _push, "publish a file as a model's next version")
-    push.add_argument("path", metavar="PATH", type=Path)
-    push.add_argument("--name", required=True)
-    push.add_argument("--framework")
-    push.add_argument("--model-type")
-    push.add_argument("--format", help="default: the file's extension")
-    push.add_argument("--description", default="")
-    push.add_argument("--tag", action="append", dest="tags", help="repeat for more")
 
 
 def run(parser: Parser, argv: Optional[Sequence[str]] = None) -> int:
@@ -182,7 +143,7 @@ def run(parser: Parser, argv: Optional[Sequence[str]] = None) -> int:
         code = arguments.work(arguments) or 0
         sys.stdout.flush()  # a closed pipe shows here, not when Python ends
     except VisionO3Error as error:
-        print(f"vision-o3: {error} [{error.code}]", file=sys.stderr)
+        print(printable(f"vision-o3: {error} [{error.code}]"), file=sys.stderr)
         code = exit_code(error)
     except BrokenPipeError:  # such as "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -203,17 +164,37 @@ def exit_code(error: VisionO3Error) -> int:
 
 
 def _add(commands: Commands, name: str, work: Work, summary: str) -> Parser:
+    """Add a command that shows what its work returns."""
+
+    def run_and_show(arguments: argparse.Namespace) -> int:
+        shown = work(arguments)
+        for line in printed(shown, as_json=arguments.json):
+            print(line)
+        return shown.code
+
     description = summary[0].upper() + summary[1:] + "."
     parser: Parser = commands.add_parser(name, help=summary, description=description)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(work=work)
+    parser.set_defaults(work=run_and_show)
     return parser
+
+
+def _add_with_client(
+    commands: Commands, name: str, work: ClientWork, summary: str
+) -> Parser:
+    """Add a command whose work needs a client."""
+
+    def run_with_client(arguments: argparse.Namespace) -> Shown:
+        with _client(arguments) as client:
+            return work(arguments, client)
+
+    return _add(commands, name, run_with_client, summary)
 
 
 # Commands
 
 
-def _login(arguments: argparse.Namespace) -> None:
+def _login(arguments: argparse.Namespace) -> Shown:
     client_id = os.environ.get("VISION_O3_CLIENT_ID")
     secret = os.environ.get("VISION_O3_CLIENT_SECRET")
     if not client_id or not secret:
@@ -236,105 +217,45 @@ def _login(arguments: argparse.Namespace) -> None:
         "until": until.isoformat(timespec="seconds"),
         "file": str(path),
     }
-    text = (
-        f"Signed in to {arguments.url} as {client_id} until {until:%H:%M} UTC; may "
-        f"{signed_in.scope}.\nThe token, not the secret, is kept in {path}."
-    )
-    _show(arguments, document, text)
+    who = f"Signed in to {arguments.url} as {client_id} until {until:%H:%M} UTC"
+    where = f"The token, not the secret, is kept in {path}."
+    return Shown(document, [f"{who}; may {signed_in.scope}.", where])
 
 
-def _ls(arguments: argparse.Namespace) -> None:
-    names = ("framework", "model_type", "format", "owner", "tags", "q", "sort")
-    filters = {n: getattr(arguments, n) for n in names if getattr(arguments, n)}
-    with _client(arguments) as client:
-        models = client.list_models(filters)
-    rows = [("NAME", "VERSION", "FRAMEWORK", "TYPE", "FORMAT", "SIZE", "CID")]
-    for model in models:
-        kinds = (model.framework or "-", model.model_type or "-", model.file_format)
-        size = in_units(model.file_size)
-        rows.append((model.name, str(model.version), *kinds, size, model.cid))
-    _show(arguments, [model.document() for model in models], _table(rows))
-
-
-def _info(arguments: argparse.Namespace) -> None:
-    with _client(arguments) as client:
-        document = client.get_model_info(*_parse_model(arguments.model)).document()
-    lines = []
-    for key, value in document.items():
-        if value not in ("", [], {}, False):
-            shown = ", ".join(value) if isinstance(value, list) else value
-            shown = json.dumps(value) if isinstance(value, dict) else shown
-            lines.append(f"{key + ':':14}{shown}")
-    _show(arguments, document, "\n".join(lines))
-
-
-def _pull(arguments: argparse.Namespace) -> None:
-    document: Dict[str, Any] = {}
-    with _client(arguments) as client:
-        if _is_cid(arguments.model):
-            path = client.download_model_by_cid(arguments.model)
-            document["cid"] = arguments.model
-        else:
-            info: VersionInfo = client.get_model_info(*_parse_model(arguments.model))
-            path = client.download(info)
-            document.update(info.document())
-    if arguments.output is not None:
-        path = _copy(path, arguments.output)
-    _show(arguments, {**document, "path": str(path)}, str(path))
-
-
-def _push(arguments: argparse.Namespace) -> None:
-    with _client(arguments) as client:
-        model = client.upload_model(
-            arguments.path,
-            arguments.name,
-            framework=arguments.framework,
-            model_type=arguments.model_type,
-            file_format=arguments.format,
-            description=arguments.description,
-            tags=arguments.tags or (),
-        )
-    note = "" if model.created else "   (the latest version had this content already)"
-    text = f"{model.name}@{model.version}   {model.cid}{note}"
-    _show(arguments, model.document(), text)
-
-
-def _verify(arguments: argparse.Namespace) -> int:
+def _verify(arguments: argparse.Namespace) -> Shown:
     expected = str(CID.parse(arguments.cid))
     actual = CIDVerifier.compute_cid(arguments.path)
     right = actual == expected
     document = {"verified": right, "expected": expected, "actual": actual}
     text = f"{arguments.path} is {'what' if right else 'NOT what'} {expected} names."
-    _show(arguments, document, text)
-    return 0 if right else exit_code(IntegrityError(""))
+    return Shown(document, [text], 0 if right else exit_code(IntegrityError("")))
 
 
-def _cache_ls(arguments: argparse.Namespace) -> None:
-    entries = _cache().entries()
+def _cache_ls(_: argparse.Namespace) -> Shown:
     rows = [("SIZE", "PATH")]
     documents = []
-    for entry in entries:
+    for entry in _cache().entries():
         paths = [str(path) for path in entry.files]
         rows += [(in_units(entry.size), path) for path in paths]
         documents.append({"cid": entry.cid, "size": entry.size, "paths": paths})
-    _show(arguments, documents, _table(rows))
+    return Shown(documents, table(rows))
 
 
-def _cache_size(arguments: argparse.Namespace) -> None:
+def _cache_size(_: argparse.Namespace) -> Shown:
     size = _cache().size()
-    _show(arguments, {"size": size}, str(size))
+    return Shown({"size": size}, [str(size)])
 
 
-def _cache_path(arguments: argparse.Namespace) -> None:
+def _cache_path(_: argparse.Namespace) -> Shown:
     path = str(_cache().directory)
-    _show(arguments, {"path": path}, path)
+    return Shown({"path": path}, [path])
 
 
-def _cache_clear(arguments: argparse.Namespace) -> None:
+def _cache_clear(_: argparse.Namespace) -> Shown:
     cache = _cache()
     size = cache.size()
     cache.clear()
-    _show(arguments, {"removed": size}, f"Removed {in_units(size)}.")
+    return Shown({"removed": size}, [f"Removed {in_units(size)}."])
 
 
 # Where the gateway is and who asks
@@ -390,44 +311,3 @@ def _kept_login() -> Dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return kept if isinstance(kept, dict) else {}
-
-
-# Arguments and output
-
-
-def _parse_model(text: str) -> Tuple[str, Optional[int]]:
-    name, at, version = text.partition("@")
-    return name, parse_version(version) if at else None
-
-
-def _is_cid(text: str) -> bool:
-    try:
-        CID.parse(text)
-    except InvalidCIDError:
-        return False
-    return True
-
-
-def _copy(source: Path, target: Path) -> Path:
-    """Copy a file; what stood there is replaced at once. Return where it went."""
-    if target.is_dir():
-        target = target / source.name
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        shutil.copyfile(source, partial)
-        partial.replace(target)
-    except BaseException:
-        if partial.exists():
-            partial.unlink()
-        raise
-    return target
-
-
-def _show(arguments: argparse.Namespace, document: object, text: str) -> None:
-    print(json.dumps(document, indent=2) if arguments.json else text)
-
-
-def _table(rows: Sequence[Tuple[str, ...]]) -> str:
-    widths: List[int] = [max(map(len, column)) for column in zip(*rows)]
-    lines = ("   ".join(map(str.ljust, row, widths)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)

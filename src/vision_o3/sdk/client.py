@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Any,
+    BinaryIO,
     Dict,
     Iterable,
     Iterator,
@@ -19,19 +18,20 @@ from typing import (
     Type,
     Union,
 )
-from urllib.parse import quote
 
 from vision_o3.content.cid import CID
+from vision_o3.content.manifest import Manifest, compare
 from vision_o3.errors import (
     CIDMismatchError,
     InputError,
-    IntegrityError,
-    VisionO3Error,
 )
-from vision_o3.naming import parse_name, parse_version
-from vision_o3.sdk.cache import DEFAULT_MAX_BYTES, Cache, Resolutions
+from vision_o3.naming import parse_name
+from vision_o3.sdk.cache import DEFAULT_MAX_BYTES, Cache
+from vision_o3.sdk.dataset_files import DatasetFiles
+from vision_o3.sdk.differences import DatasetDifference, compare_annotations
 from vision_o3.sdk.download import fetch, plan
 from vision_o3.sdk.problems import not_understood
+from vision_o3.sdk.resolving import Resolver
 from vision_o3.sdk.session import Session
 from vision_o3.sdk.transport import HTTPTransport
 from vision_o3.sdk.upload import FormBody
@@ -50,7 +50,6 @@ Filters = Mapping[str, Union[str, Iterable[str]]]
 """Of a list: ``framework model_type format owner q sort``; ``tags``, all of them."""
 
 _PAGE_SIZE = 200
-_log = logging.getLogger(__name__)
 
 
 class VisionO3Client:
@@ -98,7 +97,8 @@ class VisionO3Client:
             clock=clock,
         )
         self._cache = Cache(cache_dir, max_cache_bytes)
-        self._resolutions = Resolutions(self._cache, self._session.url)
+        self._resolver = Resolver(self._session, self._cache)
+        self._files = DatasetFiles(self._session, self._cache, self.download, progress)
         self._progress = progress
 
     def __enter__(self) -> VisionO3Client:
@@ -149,7 +149,7 @@ class VisionO3Client:
             IntegrityError: A version is now said to have other content than before.
             VisionO3Error: The gateway could not be asked, or refused.
         """
-        return self._resolve(ModelInfo, name, version)
+        return self._resolver.resolve(ModelInfo, name, version)
 
     def download_model(
         self, name: str, version: Optional[int] = None, verify: bool = True
@@ -170,7 +170,7 @@ class VisionO3Client:
             StorageFullError, CacheError: There is no room, or no permission.
             VisionO3Error: As ``get_model_info`` says.
         """
-        return self.download(self._resolve(ModelInfo, name, version), verify)
+        return self.download(self._resolver.resolve(ModelInfo, name, version), verify)
 
     def download_model_by_cid(self, cid: str, verify: bool = True) -> Path:
         """Return the path of the file that a CID names; see ``download_model``.
@@ -236,13 +236,13 @@ class VisionO3Client:
 
     def get_dataset_info(self, name: str, version: Optional[int] = None) -> DatasetInfo:
         """Return what is known of a version; see ``get_model_info``."""
-        return self._resolve(DatasetInfo, name, version)
+        return self._resolver.resolve(DatasetInfo, name, version)
 
     def download_dataset(
         self, name: str, version: Optional[int] = None, verify: bool = True
     ) -> Path:
         """Return the path of a version's file; see ``download_model``."""
-        return self.download(self._resolve(DatasetInfo, name, version), verify)
+        return self.download(self._resolver.resolve(DatasetInfo, name, version), verify)
 
     def download_dataset_by_cid(self, cid: str, verify: bool = True) -> Path:
         """Return the path of a CID's file; see ``download_model_by_cid``."""
@@ -269,6 +269,108 @@ class VisionO3Client:
             *(("tags", tag) for tag in tags),
         ]
         return self._upload(DatasetInfo, Path(path), fields, cid)
+
+    # Files of datasets
+
+    def get_dataset_manifest(
+        self, name: str, version: Optional[int] = None
+    ) -> Manifest:
+        """Return the list of an archive's files, verified.
+
+        A manifest that was fetched before needs no network.
+
+        Raises:
+            NotFoundError: There is no such version, or it is not an archive.
+            IntegrityError: The gateway gave other bytes than the CID names.
+            MalformedBlockError: They are no manifest, or one with an unsafe path.
+            LimitExceededError: It is longer than 256 MiB.
+            VisionO3Error: As ``get_model_info`` says.
+        """
+        return self._files.manifest(self.get_dataset_info(name, version))
+
+    def download_dataset_file(
+        self, name: str, path: str, version: Optional[int] = None
+    ) -> Path:
+        """Return the path of one file of an archive, verified; see ``download_model``.
+
+        Nothing else of the archive is fetched. Name the version when many files are
+        wanted: the latest is asked for each time.
+
+        Args:
+            name: The dataset.
+            path: The file's, as the manifest lists it.
+            version: Default: the latest.
+
+        Raises:
+            InvalidPathError: No file can have this path.
+            NotFoundError: There is no such file.
+            VisionO3Error: As ``get_dataset_manifest`` and ``download_model`` say.
+        """
+        return self._files.download(self.get_dataset_info(name, version), path)
+
+    def open_dataset_file(
+        self, name: str, path: str, version: Optional[int] = None
+    ) -> BinaryIO:
+        """Return one file of an archive, open for reading, verified; close it.
+
+        Raises:
+            VisionO3Error: As ``download_dataset_file`` says.
+        """
+        return self._files.open(self.get_dataset_info(name, version), path)
+
+    def extract_dataset(
+        self,
+        name: str,
+        target: Union[str, Path],
+        version: Optional[int] = None,
+        paths: Optional[Sequence[str]] = None,
+        *,
+        overwrite: bool = False,
+    ) -> List[Path]:
+        """Put the files of an archive below a directory; return their paths, sorted.
+
+        A file is visible once its bytes are what the manifest's CID names. Right files
+        that are there already are kept. Nothing is written outside the directory, and
+        no link below it is followed. Memory does not grow with the files' sizes.
+
+        Args:
+            name: The dataset.
+            target: The directory; made if it is not there.
+            version: Default: the latest.
+            paths: Only these: paths of files or folders, or with the wildcards of
+                ``fnmatch``. They are fetched one by one, unless the cache has the
+                archive. Default: all, out of the archive, which is kept in the cache.
+            overwrite: Replace other files that are in the way.
+
+        Raises:
+            AlreadyExistsError: Something else stands where a file belongs; if it was
+                there before, nothing has been written.
+            NotFoundError: One of the paths is of no file.
+            IntegrityError: The archive is not as its manifest says; of it, nothing is
+                left. Or a file is not; it is not there, but those before it are.
+            StorageFullError, CacheError: There is no room, or no permission.
+            VisionO3Error: As ``get_dataset_manifest`` and ``download_model`` say.
+        """
+        info = self.get_dataset_info(name, version)
+        return self._files.extract(info, Path(target), paths, overwrite=overwrite)
+
+    def compare_datasets(self, name: str, before: int, after: int) -> DatasetDifference:
+        """Return what changed from one version to another: files and annotations.
+
+        Found on the device. It needs no network for versions that were seen before
+        and manifests that were fetched before.
+
+        Raises:
+            VisionO3Error: As ``get_dataset_manifest`` says; versions that are not
+                archives have no files to compare.
+        """
+        old = self.get_dataset_info(name, before)
+        new = self.get_dataset_info(name, after)
+        files = None
+        if old.manifest_cid is not None and new.manifest_cid is not None:
+            files = compare(self._files.manifest(old), self._files.manifest(new))
+        annotations = compare_annotations(old.facts, new.facts)
+        return DatasetDifference(old, new, files, annotations)
 
     # Cache
 
@@ -305,62 +407,7 @@ class VisionO3Client:
         cached = self._cache.find(cid, verify=verify)
         if cached is not None:
             return cached
-        document = self._resolutions.find(kind.collection, text)
-        if document is None:
-            document = self._session.get_object(f"/{kind.collection}/cid/{text}")
-            info = parse_info(kind, document)
-            if info.cid != text:
-                raise not_understood(f"it is about {info.cid}, not {text}")
-            self._resolutions.keep(kind.collection, text, info.document())
-        return self.download(parse_info(kind, document), verify)
-
-    def _resolve(self, kind: Type[Info], name: str, version: Optional[int]) -> Info:
-        key = Resolutions.key(parse_name(name), version)
-        path = f"/{kind.collection}/{quote(name)}"
-        known = self._known(kind, key)
-        if version is not None:
-            path += f"/versions/{parse_version(version)}"
-            if known is not None:
-                return known
-        try:
-            info = parse_info(kind, self._session.get_object(path))
-        except VisionO3Error as error:
-            if known is None or not error.retryable:
-                raise
-            _log.warning(
-                "latest.stale: %s Version %d of %s was the latest when last asked.",
-                error.message,
-                known.version,
-                name,
-                extra={"code": error.code, "version": known.version},
-            )
-            return replace(known, stale=True)
-        if info.name != name or version not in (None, info.version):
-            raise not_understood(f"it is about {info.name} version {info.version}")
-        self._remember(info, key)
-        return info
-
-    def _known(self, kind: Type[Info], key: str) -> Optional[Info]:
-        """Return what the gateway said before, if it did."""
-        document = self._resolutions.find(kind.collection, key)
-        try:
-            return None if document is None else parse_info(kind, document)
-        except VisionO3Error:  # damaged: as if it were not there
-            return None
-
-    def _remember(self, info: Info, key: str) -> None:
-        own_key = Resolutions.key(info.name, info.version)
-        known = self._known(type(info), own_key)
-        if known is not None and known.cid != info.cid:
-            raise IntegrityError(
-                f"Version {info.version} of {info.name} was {known.cid}, and now the "
-                f"gateway says {info.cid}. Versions never change: distrust it. If the "
-                "registry was set up anew, clear the cache ('vision-o3 cache clear').",
-                expected=known.cid,
-                actual=info.cid,
-            )
-        for each in {key, own_key}:
-            self._resolutions.keep(info.collection, each, info.document())
+        return self.download(self._resolver.resolve_cid(kind, text), verify)
 
     def _list(self, kind: Type[Info], filters: Optional[Filters]) -> Iterator[Info]:
         query: List[Tuple[str, str]] = []

@@ -13,12 +13,14 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Callable, Iterator, List, NamedTuple, Optional
+from typing import TYPE_CHECKING, Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 from vision_o3.content.cid import CID
+from vision_o3.content.dag import ContentHasher
 from vision_o3.content.leaves import LeafTable
 from vision_o3.content.sidecar import max_sidecar_size
 from vision_o3.errors import (
+    DigestMismatchError,
     IntegrityError,
     LengthMismatchError,
     MalformedBlockError,
@@ -46,6 +48,7 @@ WRONG_ANSWERS = 3
 """Times in a row that wrong bytes are given before the source is a liar."""
 MAX_SIDECAR_SIZE = 64 << 20
 """Bytes; enough for a file of 1 TiB."""
+_PIECE_SIZE = 1 << 20
 _OK = 200
 _PARTIAL = 206
 
@@ -64,7 +67,7 @@ def plan(session: Session, info: VersionInfo) -> LeafTable:
         return LeafTable.of_raw(root, info.file_size)
     max_size = min(max_sidecar_size(info.file_size), MAX_SIDECAR_SIZE)
     path = f"/{info.collection}/cid/{root}/dag"
-    patience = _Patience(session.attempts())
+    patience = Patience(session.attempts())
     while True:
         try:
             with session.exchange("GET", path) as response:
@@ -109,7 +112,7 @@ def fetch(
         OSError: The file cannot be written.
         VisionO3Error: As for any request, after all attempts.
     """
-    patience = _Patience(session.attempts())
+    patience = Patience(session.attempts())
     with Transfer(table, file, progress) as transfer:
         while not transfer.done:
             before = transfer.verified
@@ -123,7 +126,71 @@ def fetch(
                 patience.failed(error)
 
 
-class _Patience:
+def fetch_unlisted(
+    session: Session,
+    path: str,
+    content: Tuple[CID, int],
+    file: int,
+    progress: Optional[Progress] = None,
+) -> None:
+    """Write a file that no sidecar describes, and return once all of it is verified.
+
+    Its leaves cannot be told from wrong ones as they come: the file is hashed on the
+    way and compared at its end. So show it to nobody before this has returned. After a
+    dropped link the transfer goes on where it was; after wrong bytes it starts again.
+
+    Args:
+        session: Whom to ask.
+        path: Where the gateway serves the bytes.
+        content: The CID and the length in bytes.
+        file: An empty file's descriptor.
+        progress: Called with bytes written, and bytes in all.
+
+    Raises:
+        IntegrityError: The source gave wrong bytes, again and again.
+        OSError: The file cannot be written.
+        VisionO3Error: As for any request, after all attempts.
+    """
+    cid, size = content
+    patience = Patience(session.attempts())
+    buffer = memoryview(bytearray(min(_PIECE_SIZE, size)))
+    hasher, done = ContentHasher(), 0
+    while True:
+        before = done
+        try:
+            with open_range(session, path, done, size) as response:
+                while done < size:
+                    count = response.readinto(buffer[: size - done])
+                    if not count:
+                        raise TransportError("The connection ended before the file.")
+                    hasher.update(buffer[:count])
+                    write_at(file, buffer[:count], done)
+                    done += count
+                    if progress is not None:
+                        progress(done, size)
+            _compare(cid, hasher.finish().root)
+        except VisionO3Error as error:
+            # Less than a leaf at a time is no progress: a source that drips would
+            # never come to an end.
+            if done - before >= _PIECE_SIZE:
+                patience.received()
+            patience.failed(error)
+            if isinstance(error, IntegrityError):
+                hasher, done = ContentHasher(), 0
+            continue
+        return
+
+
+def _compare(expected: CID, actual: CID) -> None:
+    if actual != expected:
+        raise DigestMismatchError(
+            f"The bytes are {actual}, not {expected}.",
+            expected=str(expected),
+            actual=str(actual),
+        )
+
+
+class Patience:
     """Decides whether to go on after an error.
 
     Failed exchanges are counted by the retry policy. Wrong bytes are asked for again
@@ -135,7 +202,12 @@ class _Patience:
         self._wrong_answers = 0
 
     def progressed(self) -> None:
+        """Take note that right bytes came."""
         self._wrong_answers = 0
+        self._attempts.progressed()
+
+    def received(self) -> None:
+        """Take note that bytes came, of which it is not known if they are right."""
         self._attempts.progressed()
 
     def failed(self, error: VisionO3Error) -> None:
@@ -289,7 +361,7 @@ class Transfer:
         if leaf.number != self.verified:  # one before it was wrong
             return
         start, end = self._table.span(leaf.number)
-        _write_at(self._file, leaf.buffer[: leaf.size], start)
+        write_at(self._file, leaf.buffer[: leaf.size], start)
         self.verified += 1
         if self._progress is not None:
             self._progress(end, self._table.size)
@@ -354,7 +426,12 @@ class _Checker:
             self._verdicts.put(_Verdict(leaf, error))
 
 
-def _write_at(file: int, piece: memoryview, offset: int) -> None:
+def write_at(file: int, piece: memoryview, offset: int) -> None:
+    """Write all of a piece at a place of a file.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     while piece:
         written = os.pwrite(file, piece, offset)
         piece = piece[written:]

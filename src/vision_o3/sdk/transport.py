@@ -117,6 +117,8 @@ class HTTPTransport:
     Args:
         connect_timeout_s: For connecting and the TLS handshake.
         read_timeout_s: Longest wait for the next bytes.
+        answer_timeout_s: Longest wait for the answer to an upload, which the gateway
+            looks into first: sent again, it would be looked into again.
         max_idle: Connections kept open for each origin.
         ssl_context: Default: Python's, which checks certificates and host names.
     """
@@ -126,11 +128,13 @@ class HTTPTransport:
         *,
         connect_timeout_s: float = 10.0,
         read_timeout_s: float = 30.0,
+        answer_timeout_s: float = 900.0,
         max_idle: int = 8,
         ssl_context: Optional[ssl.SSLContext] = None,
     ) -> None:
         self._connect_timeout_s = connect_timeout_s
         self._read_timeout_s = read_timeout_s
+        self._answer_timeout_s = max(answer_timeout_s, read_timeout_s)
         self._max_idle = max_idle
         self._ssl_context = ssl_context
         self._idle: Dict[Origin, List[http.client.HTTPConnection]] = {}
@@ -238,10 +242,15 @@ class HTTPTransport:
                 if body is None:
                     raise
                 lost = error  # a refusal may have come before all was sent
+            uploaded = body is not None and not isinstance(body, bytes)
             try:
+                if uploaded and lost is None:
+                    connection.sock.settimeout(self._answer_timeout_s)
                 raw = connection.getresponse()
             except (OSError, http.client.HTTPException) as error:
                 raise lost or error from error
+            if uploaded and connection.sock is not None:  # it is when it stays open
+                connection.sock.settimeout(self._read_timeout_s)
         except ConnectionError:
             connection.close()
             raise

@@ -114,7 +114,7 @@ class DatasetInfo(VersionInfo):
 
     Attributes:
         format: ``zip``, ``tar.gz``, ``json`` or ``xml``.
-        manifest_cid: The CID of the list of an archive's files.
+        manifest_cid: The CID of the list of an archive's files; ``None`` if it is none.
     """
 
     collection: ClassVar[str] = "datasets"
@@ -164,6 +164,10 @@ def _check(info: VersionInfo) -> None:
         raise ValueError(f"the format {info.extension[:32]!r} is not known")
     if info.file_size < 0:
         raise ValueError("file_size is negative")
+    if not isinstance(info.facts, dict):
+        raise TypeError("facts are not an object")
+    if isinstance(info, DatasetInfo) and info.manifest_cid is not None:
+        CID.parse(info.manifest_cid)
     parse_name(info.name)
     parse_version(info.version)
     CID.parse(info.cid)
