@@ -122,7 +122,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
 
 @dataclass
 class Gateway:
-    """A running gateway and a user who may do everything with models."""
+    """A running gateway and a user who may read and publish."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -176,7 +176,8 @@ def gateway(
         name = f"bench-{secrets.token_hex(4)}"
         added = subprocess.run(
             [*command, "user", "add", name, "--json"]
-            + ["--scope", "model:read", "--scope", "model:write"],
+            + ["--scope", "model:read", "--scope", "model:write"]
+            + ["--scope", "dataset:read", "--scope", "dataset:write"],
             env=environment,
             check=True,
             capture_output=True,

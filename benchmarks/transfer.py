@@ -27,6 +27,10 @@ from pathlib import Path
 import harness
 from harness import MIB, Contender
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tests.fakes.model_files import tflite
+
 SDK_DOWNLOAD = """
 import json, sys, time
 url, client_id, secret, cache, name = sys.argv[1:]
@@ -64,10 +68,10 @@ uvicorn.run(app, port=int(sys.argv[2]), log_level="error", access_log=False)
 
 
 def make_file(path: Path, size: int, seed: int = 1) -> None:
-    """Write a file that begins as a TFLite model does and is random after that."""
+    """Write a TFLite model without a layer, and what follows it: random bytes."""
     randomness = random.Random(seed)
     with path.open("wb") as file:
-        file.write(b"\x10\0\0\0TFL3" + bytes(8) + seed.to_bytes(8, "little"))
+        file.write(tflite(seed))
         left = size - file.tell()
         block = randomness.randbytes(min(left, 64 * MIB))
         while left > 0:
