@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import http.server
+import io
 import json
 import os
 import secrets
@@ -20,6 +21,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -32,6 +34,8 @@ from vision_o3 import CIDVerifier, IntegrityError, VisionO3Client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from vision_o3.sdk.versions import ModelInfo
 
 VISION_O3 = [sys.executable, "-m", "vision_o3"]
 WORDS = "VISION-O3"
@@ -59,8 +63,10 @@ def tour(model: Path, home: Path) -> None:
         say(f"vision-o3 serve --migrate   → {url} (API pages at {url}/docs)")
 
         step("Two users: an engineer who may publish, a device that may only read")
-        engineer = add_user(environment, "engineer", "model:read", "model:write")
-        camera = add_user(environment, "camera-7", "model:read")
+        reads = ("model:read", "dataset:read")
+        writes = ("model:write", "dataset:write")
+        engineer = add_user(environment, "engineer", *reads, *writes)
+        camera = add_user(environment, "camera-7", *reads)
 
         step(f"The engineer publishes {model.name}, {model.stat().st_size:,} bytes")
         changed = home / "changed.onnx"
@@ -102,6 +108,9 @@ def tour(model: Path, home: Path) -> None:
         say(f"text was detected at   x {found[0]}–{found[2]}, y {found[1]}–{found[3]}")
         check(overlap(drawn, found) > 0.5)
 
+        show_facts(info)
+        publish_dataset(url, engineer, camera, home)
+
         step(f"A man in the middle changes one bit of {path.stat().st_size:,} bytes")
         with (
             lying_proxy(url) as liar,
@@ -123,11 +132,49 @@ def tour(model: Path, home: Path) -> None:
         '  export VISION_O3_JWT_SECRET="$(python3 -c '
         "'import secrets; print(secrets.token_urlsafe(48))')\"\n"
         "  vision-o3 admin migrate\n"
-        "  vision-o3 user add me --scope model:read --scope model:write\n"
+        "  vision-o3 user add me --scope model:read --scope model:write "
+        "--scope dataset:read --scope dataset:write\n"
         "  vision-o3 serve &\n"
         "  vision-o3 login http://127.0.0.1:8000\n"
         "  vision-o3 push YOUR-MODEL.onnx --name my-model\n"
         "  vision-o3 pull my-model\n"
+    )
+
+
+def show_facts(info: ModelInfo) -> None:
+    step("What the gateway read in the model, without running it")
+    facts = info.facts
+    for label in ("inputs", "outputs"):
+        for tensor in facts[label]:
+            kind = f"{tensor['dtype']} {tensor['shape']}"
+            say(f"{label[:-1]:<8} {tensor['name']}: {kind}")
+    common = list(facts["operators"].items())[:4]
+    opset = facts["opset_import"]["ai.onnx"]
+    say(f"opset {opset}, {facts['parameters']:,} parameters")
+    say(", ".join(f"{count} {name}" for name, count in common) + ", …")
+
+
+def publish_dataset(
+    url: str, engineer: tuple[str, str], camera: tuple[str, str], home: Path
+) -> None:
+    step("A dataset of pictures in two versions, and one picture out of it")
+    with VisionO3Client(url, credentials=engineer, cache_dir=home / "a") as client:
+        for number in (1, 2):
+            archive = draw_dataset(home / f"signs-{number}.zip", number)
+            published = client.upload_dataset(archive, "signs")
+            classes = published.facts["annotations"]["classes"]
+            say(f"version {published.version}   images by class: {classes}")
+    with VisionO3Client(url, credentials=camera, cache_dir=home / "b") as client:
+        entry = client.get_dataset_manifest("signs").files[0]
+        picture = client.download_dataset_file("signs", entry.path)
+        check(CIDVerifier.compute_cid(picture) == str(entry.cid))
+        say(f"{entry.path} alone: {entry.size:,} bytes, checked: {entry.cid}")
+        files = client.compare_datasets("signs", 1, 2).files
+    if files is None or len(files.renamed) != 1:
+        sys.exit("This is not what was promised. Please report it.")
+    say(
+        f"from 1 to 2: {len(files.added)} added, {len(files.removed)} removed, "
+        f"{len(files.renamed)} renamed, {files.unchanged} the same"
     )
 
 
@@ -212,6 +259,24 @@ def detect_text(model: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
     grow = 1.6 * width * height / (2 * (width + height))
     found = (left - grow, top - grow, right + grow, bottom + grow)
     return drawn, tuple(int(v) for v in found)
+
+
+def draw_dataset(path: Path, version: int) -> Path:
+    """Write an archive of pictures, a folder for each class."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for kind in ("stop", "yield"):
+            for number in range(4 + version):
+                picture = Image.new("RGB", (64, 64), "white")
+                ImageDraw.Draw(picture).text((8, 20), f"{kind} {number}", fill="black")
+                content = io.BytesIO()
+                picture.save(content, "PNG")
+                name = (
+                    f"{number:03}"
+                    if kind == "stop" or number or version == 1
+                    else "first"
+                )
+                archive.writestr(f"{kind}/{name}.png", content.getvalue())
+    return path
 
 
 def overlap(a: tuple[int, ...], b: tuple[int, ...]) -> float:
