@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -179,3 +180,29 @@ def test_validation_errors_are_listed(running: Running) -> None:
         "query.page",
         "query.page_size",
     ]
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_request_that_the_ending_server_cancels_may_be_sent_again(
+    started: bool,
+) -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def app(_: object, __: object, send: Any) -> None:
+        if started:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise asyncio.CancelledError
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def run() -> None:
+        scope = {"type": "http", "method": "POST", "headers": [], "state": {}}
+        with pytest.raises(asyncio.CancelledError):
+            await problems.LastResort(app)(scope, None, send)  # type: ignore[arg-type]  # not asked for
+
+    asyncio.run(run())
+    assert sent[0]["status"] == (200 if started else 503)
+    if not started:
+        assert (b"retry-after", b"5") in sent[0]["headers"]
+        assert b'"code": "gateway_busy"' in sent[1]["body"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http
 import json
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ class _Row:
     retry_after_s: int | None = None
 
 
+_STOPPED = errors.GatewayBusyError(
+    "The gateway is being stopped. Try again in a moment.", retry_after_s=5
+)
 _INTERNAL = _Row(500, "The gateway failed. Tell its operator the request id.")
 _DAMAGED = _Row(
     502,
@@ -213,6 +217,12 @@ class LastResort:
 
         try:
             await self._app(scope, receive, send_noted)
+        except asyncio.CancelledError:
+            # The server is being stopped, and has waited long enough.
+            if not started:
+                answer = _answer_ours(Request(scope, receive), _STOPPED)
+                await answer(scope, receive, send)
+            raise
         except Exception as error:  # noqa: BLE001 - the process's edge
             code = errors.VisionO3Error.code
             _log.error("request.failed", code=code, exc_info=error)
