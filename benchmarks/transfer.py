@@ -168,7 +168,7 @@ def bench_upload(home: Path, size: int, repeats: int) -> None:
                 nonlocal count
                 count += 1
                 with path.open("r+b") as file:  # new content: nothing is stored already
-                    file.seek(16)
+                    file.seek(64)  # after the model
                     file.write(count.to_bytes(8, "little"))
                 taken = curl(
                     "-H", bearer, "-F", f"name=m{count}", "-F", f"file=@{path}",
