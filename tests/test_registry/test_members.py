@@ -159,6 +159,28 @@ def test_skipping_a_long_beginning_is_done_in_short_steps(registry: Registry) ->
     assert len(pieces) > 8
 
 
+@pytest.mark.parametrize("moments", range(8))
+def test_caller_who_leaves_while_a_step_is_at_work_is_let_go(
+    registry: Registry, moments: int
+) -> None:
+    content = random.Random(1).randbytes(MIB) + bytes(39 * MIB)
+    version = registry.publish_dataset(zip_of(a=content)).version
+    datasets = registry.datasets
+    member = datasets.find_file(version, "a")
+
+    async def leave() -> None:
+        stream = datasets.stream_file(member, 40 * MIB - 1, 40 * MIB)
+        first = asyncio.ensure_future(anext(stream))
+        for _ in range(moments):
+            await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        await stream.aclose()
+
+    asyncio.run(leave())
+
+
 def test_no_bytes_are_read_for_none(tmp_path: Path) -> None:
     store = CountingStore(tmp_path / "objects")
     with open_registry(tmp_path, store) as registry:

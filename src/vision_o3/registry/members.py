@@ -6,11 +6,10 @@ the next request. Of the archive only what holds the file is read, each leaf ver
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import anyio
-import anyio.to_thread
 
 from vision_o3.content.dag import ContentHasher, check_bytes
 from vision_o3.content.manifest import (
@@ -64,7 +63,7 @@ class Members:
         self._relay = relay
         self._manifests: Kept[bytes] = Kept(_KEPT_MANIFESTS)
         self._indexes: Kept[MemberIndex] = Kept(_KEPT_INDEXES)
-        self._reading = anyio.CapacityLimiter(_READING)
+        self._threads = ThreadPoolExecutor(_READING, thread_name_prefix="members")
 
     def manifest(self, version: Version) -> bytes:
         """Return the canonical bytes of a version's manifest, verified.
@@ -117,19 +116,21 @@ class Members:
             ObjectNotFoundError, StorageError: The store failed.
         """
         pieces = self.read(member, start, end)
-        try:
-            while True:
-                # Each call is short, also where much is skipped, so that a caller who
-                # leaves is noticed.
-                piece = await anyio.to_thread.run_sync(
-                    next, pieces, None, limiter=self._reading
-                )
-                if piece is None:
-                    return
-                if piece:
-                    yield memoryview(piece)
-        finally:
-            pieces.close()
+        while True:
+            # Each step is short, also where much is skipped, so that a caller who
+            # leaves is noticed.
+            step = self._threads.submit(next, pieces, None)
+            try:
+                piece = await asyncio.wrap_future(step)
+            finally:
+                if not step.cancel() and not step.done():  # at work: it ends soon
+                    await asyncio.gather(
+                        asyncio.wrap_future(step), return_exceptions=True
+                    )
+            if piece is None:
+                return
+            if piece:
+                yield memoryview(piece)
 
     def read(
         self, member: Member, start: int, end: int
