@@ -5,35 +5,25 @@ from __future__ import annotations
 import os
 import threading
 import unicodedata
-import zlib
 from contextlib import suppress
 from itertools import chain
-from typing import TYPE_CHECKING, BinaryIO, Protocol
-
-from isal import isal_zlib
+from typing import TYPE_CHECKING, BinaryIO
 
 from vision_o3.content.manifest import parse_path
 from vision_o3.errors import InvalidPathError, UnsafeContentError
 from vision_o3.formats.bounded import over_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from vision_o3.formats.limits import Limits
 
 ZIP_MEMBER = b"PK\x03\x04"
 ZIP_END = b"PK\x05\x06"
-PIECE = 1 << 20
-"""Most bytes of content that are handed on at once."""
-RAW_DEFLATE = -15
-"""What zlib calls a deflate stream without a header, of the largest window."""
 _RATIO_FREE = 16 << 20
 """Unpacked bytes that are never too many for what holds them."""
 _MACOS_ICON = "Icon\r"
 """An empty file, whose resources hold the picture of a folder."""
-
-
-_DAMAGED: tuple[type[Exception], ...] = (zlib.error, isal_zlib.error)  # type: ignore[assignment]  # a slip of the stub
 
 
 class Source:
@@ -77,43 +67,6 @@ class Source:
                 break
             content += more
         return content
-
-
-class Unpacker(Protocol):
-    """What ``decompressobj`` of zlib and of its relatives returns."""
-
-    @property
-    def eof(self) -> bool:
-        """Whether the stream has ended."""
-
-    @property
-    def unconsumed_tail(self) -> bytes:
-        """Packed bytes not looked at, for want of room."""
-
-    @property
-    def unused_data(self) -> bytes:
-        """Bytes after the end of the stream."""
-
-    def decompress(self, packed: bytes, max_length: int, /) -> bytes:
-        """Return the next bytes, at most as many as told."""
-
-
-def inflated(unpacker: Unpacker, packed: bytes) -> Iterator[bytes]:
-    """Yield all that a deflate stream gives for its next packed bytes, in pieces.
-
-    Raises:
-        ValueError: The stream is damaged.
-    """
-    while not unpacker.eof:
-        try:
-            content = unpacker.decompress(packed, PIECE)
-        except _DAMAGED as error:
-            raise ValueError("its compressed bytes are damaged") from error
-        if content:
-            yield content
-        packed = unpacker.unconsumed_tail
-        if len(content) < PIECE:
-            return
 
 
 def check_ratio(what: str, packed: int, unpacked: int, limits: Limits) -> None:

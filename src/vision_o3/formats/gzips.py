@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from isal import isal_zlib
 
-from vision_o3.formats.archives import RAW_DEFLATE, check_ratio, inflated
+from vision_o3.formats.archives import check_ratio
+from vision_o3.formats.inflate import RAW_DEFLATE, inflated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 LONGEST_HEADER = 1 << 17
 """Bytes of a member's header: an extra field may have 64 KiB, names have no bound."""
 
+_DAMAGED: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # a slip of the stub
 _FIXED = 10
 _TRAILER = struct.Struct("<2I")
 _HEADER_CRC, _EXTRA, _NAME, _COMMENT = 1 << 1, 1 << 2, 1 << 3, 1 << 4
@@ -53,7 +55,7 @@ def unpack_gzip(source: Source, limits: Limits) -> Iterator[bytes]:
             packed = source.read_most(at, ahead)
             if not packed:
                 raise ValueError("its gzip stream is cut short")
-            for piece in inflated(unpacker, packed):
+            for piece in inflated(unpacker, packed, _DAMAGED):
                 unpacked += len(piece)
                 check_ratio("", source.size, unpacked, limits)
                 crc = isal_zlib.crc32(piece, crc)

@@ -1,4 +1,4 @@
-"""Go on in the middle of a gzip file, with the standard library alone.
+"""Inflate in bounded pieces; go on in the middle of a gzip file. Standard library only.
 
 A seek point (Mark Adler's ``zran``) is where a deflate block begins: an offset, which
 may lie within a byte, and the 32 KiB that came out before. Python's zlib cannot begin
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +20,10 @@ PIECE = 1 << 20
 LONGEST_WINDOW = 1 << 15
 """How far back deflate can refer (RFC 1951, 2)."""
 
-_RAW, _GZIP = -15, 31
+RAW_DEFLATE = -15
+"""What zlib calls a deflate stream without a header, of the largest window."""
+
+_GZIP = 31
 _TRAILER = 8
 """Bytes of CRC-32 and length after a gzip member (RFC 1952, 2.3)."""
 _SLICE = 1 << 16
@@ -60,9 +63,9 @@ class ResumedInflate:
     def __init__(self, point: SeekPoint) -> None:
         self._bits = point.bits
         self._unpacker: zlib._Decompress | None = (
-            zlib.decompressobj(_RAW, zdict=point.window)
+            zlib.decompressobj(RAW_DEFLATE, zdict=point.window)
             if point.window
-            else zlib.decompressobj(_RAW)
+            else zlib.decompressobj(RAW_DEFLATE)
         )
         self._begins_raw = True
         self._trailer = 0
@@ -91,7 +94,7 @@ class ResumedInflate:
                 continue
             if self._unpacker is None:
                 self._unpacker = zlib.decompressobj(_GZIP)
-            yield from _inflated(self._unpacker, packed)
+            yield from inflated(self._unpacker, packed)
             if not self._unpacker.eof:
                 return
             packed = self._unpacker.unused_data
@@ -100,13 +103,44 @@ class ResumedInflate:
             self._begins_raw = False
 
 
-def _inflated(
-    unpacker: zlib._Decompress, packed: bytes | memoryview
+class Unpacker(Protocol):
+    """What ``decompressobj`` of zlib and of its relatives returns."""
+
+    @property
+    def eof(self) -> bool:
+        """Whether the stream has ended."""
+
+    @property
+    def unconsumed_tail(self) -> bytes:
+        """Packed bytes not looked at, for want of room."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """Bytes after the end of the stream."""
+
+    def decompress(self, packed: bytes | memoryview, max_length: int, /) -> bytes:
+        """Return the next bytes, at most as many as told."""
+
+
+def inflated(
+    unpacker: Unpacker,
+    packed: bytes | memoryview,
+    damaged: type[Exception] = zlib.error,
 ) -> Iterator[bytes]:
+    """Yield all that a deflate stream gives for its next packed bytes, in pieces.
+
+    Args:
+        unpacker: As ``zlib.decompressobj`` returns it, or a relative.
+        packed: The bytes.
+        damaged: What the unpacker raises for a damaged stream.
+
+    Raises:
+        ValueError: The stream is damaged.
+    """
     while not unpacker.eof:
         try:
             content = unpacker.decompress(packed, PIECE)
-        except zlib.error as error:
+        except damaged as error:
             raise ValueError("its compressed bytes are damaged") from error
         if content:
             yield content

@@ -26,8 +26,9 @@ from vision_o3.content.manifest import (
     sort_key,
 )
 from vision_o3.content.profile import UNIXFS_V1_2025
-from vision_o3.formats.archives import RAW_DEFLATE, Source
+from vision_o3.formats.archives import Source
 from vision_o3.formats.gzips import unpack_gzip
+from vision_o3.formats.inflate import RAW_DEFLATE
 from vision_o3.formats.media_types import media_type_of
 from vision_o3.formats.member_index import (
     STORED,

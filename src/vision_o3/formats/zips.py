@@ -17,16 +17,14 @@ from isal import isal_zlib
 
 from vision_o3.errors import UnsafeContentError
 from vision_o3.formats.archives import (
-    PIECE,
-    RAW_DEFLATE,
     ZIP_MEMBER,
     Paths,
     Source,
     check_count,
     check_path,
     check_ratio,
-    inflated,
 )
+from vision_o3.formats.inflate import PIECE, RAW_DEFLATE, inflated
 from vision_o3.formats.zip_ends import Directory, find_directory, with_prefix
 from vision_o3.formats.zip_names import masked, read_extra, read_name
 from vision_o3.formats.zip_streams import EndSearch
