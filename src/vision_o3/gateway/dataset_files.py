@@ -12,7 +12,14 @@ from starlette.concurrency import run_in_threadpool
 from vision_o3 import errors
 from vision_o3.content.manifest import Difference, FileEntry
 from vision_o3.gateway.deps import Gateway, GatewayDep, MayReadDatasets
-from vision_o3.gateway.download import IMMUTABLE, Content, Download, names, plan_reply
+from vision_o3.gateway.download import (
+    IMMUTABLE,
+    Content,
+    Download,
+    content_headers,
+    names,
+    plan_reply,
+)
 from vision_o3.gateway.pages import link_header
 from vision_o3.gateway.problems import describe
 from vision_o3.gateway.retrieval import (
@@ -166,17 +173,11 @@ def diff(
 
 def _whole_manifest(gateway: Gateway, version: Version, request: Request) -> Response:
     content = gateway.datasets.manifest(version)
-    etag = f'"{version.manifest_cid}"'
     headers = {
-        "ETag": etag,
-        "Cache-Control": IMMUTABLE,
-        "X-Vision-O3-CID": str(version.manifest_cid),
-        "X-Vision-O3-Name": version.name,
-        "X-Vision-O3-Version": str(version.version),
-        "X-Vision-O3-Size": str(len(content)),
+        **content_headers(version, str(version.manifest_cid), len(content), IMMUTABLE),
         "X-Content-Type-Options": "nosniff",
     }
-    if names(request.headers.get("if-none-match", ""), etag):
+    if names(request.headers.get("if-none-match", ""), headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return Response(content, headers=headers, media_type="application/json")
 

@@ -63,14 +63,21 @@ class Content:
 
     def headers(self, cache_control: str) -> dict[str, str]:
         """Return the headers that every answer about the bytes carries."""
-        return {
-            "ETag": f'"{self.cid}"',
-            "Cache-Control": cache_control,
-            "X-Vision-O3-CID": str(self.cid),
-            "X-Vision-O3-Name": self.version.name,
-            "X-Vision-O3-Version": str(self.version.version),
-            "X-Vision-O3-Size": str(self.size),
-        }
+        return content_headers(self.version, str(self.cid), self.size, cache_control)
+
+
+def content_headers(
+    version: Version, cid: str, size: int, cache_control: str
+) -> dict[str, str]:
+    """Return the headers that say what bytes are, and what they belong to."""
+    return {
+        "ETag": f'"{cid}"',
+        "Cache-Control": cache_control,
+        "X-Vision-O3-CID": cid,
+        "X-Vision-O3-Name": version.name,
+        "X-Vision-O3-Version": str(version.version),
+        "X-Vision-O3-Size": str(size),
+    }
 
 
 def plan_reply(
