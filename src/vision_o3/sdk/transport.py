@@ -32,7 +32,6 @@ Body = Union[bytes, Iterable["ReadableBuffer"]]
 Origin = Tuple[str, str, int]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_BLOCK_SIZE = 1 << 20
 
 
 class Response(Protocol):
