@@ -35,6 +35,10 @@ class CountingStore(LocalStore):
             async for piece in pieces:
                 yield piece
 
+    def open_file(self, key: str) -> int | None:  # type: ignore[override]
+        del key
+        return None  # so that all is read by the calls that are counted
+
     def _count(self, key: str, size: int) -> None:
         self.bytes_read[key] += size
         self.requests[key] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from vision_o3.errors import TransientStorageError
@@ -54,6 +55,10 @@ class ScriptedStore:
                         return
                     damage = "O"
 
+    def open_file(self, key: str) -> int | None:
+        del key
+        return None  # so that all is read by the calls that can fail
+
     def find(self, key: str) -> ObjectMeta | None:
         with self._step("find"):
             return self._inner.find(key)
@@ -68,6 +73,13 @@ class ScriptedStore:
 
     def presign_get(self, key: str, *, ttl_s: int) -> str | None:
         return self._inner.presign_get(key, ttl_s=ttl_s)
+
+    def presign_put(self, key: str, *, ttl_s: int) -> str | None:
+        return self._inner.presign_put(key, ttl_s=ttl_s)
+
+    def remove_unfinished(self, prefix: str, *, before: datetime) -> int:
+        with self._step("remove_unfinished"):
+            return self._inner.remove_unfinished(prefix, before=before)
 
     def close(self) -> None:
         self._inner.close()

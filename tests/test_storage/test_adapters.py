@@ -29,7 +29,12 @@ from vision_o3.errors import (
     TransientStorageError,
 )
 from vision_o3.storage.base import ObjectStore
-from vision_o3.storage.factory import open_store
+from vision_o3.storage.factory import (
+    LocalLocation,
+    S3Location,
+    open_store,
+    parse_location,
+)
 from vision_o3.storage.local import LocalStore
 from vision_o3.storage.memory import MemoryStore
 
@@ -392,10 +397,56 @@ def test_location_that_cannot_be_a_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError):
         open_store(str(tmp_path / "file" / "objects"))
-    with pytest.raises(ConfigurationError, match="Name a directory"):
-        open_store("s3://bucket/prefix")
     with pytest.raises(ConfigurationError, match="is empty"):
         open_store("")
+    with pytest.raises(ConfigurationError, match="endpoint, a region and keys"):
+        open_store("s3://bucket/prefix")
+
+
+@pytest.mark.parametrize(
+    ("location", "place"),
+    [
+        ("objects", LocalLocation(Path("objects"))),
+        ("s3:/bucket", LocalLocation(Path("s3:/bucket"))),
+        ("s3://bucket", S3Location("bucket", "")),
+        ("s3://bucket/", S3Location("bucket", "")),
+        ("s3://my.bucket-1/a/b.c/", S3Location("my.bucket-1", "a/b.c")),
+        ("s3://" + "b" * 63, S3Location("b" * 63, "")),
+    ],
+)
+def test_location_is_a_directory_or_a_bucket(location: str, place: object) -> None:
+    assert parse_location(location) == place
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("gs://bucket", "of a kind"),
+        ("file:///canary", "of a kind"),
+        ("S3://bucket", "of a kind"),
+        ("s3://canary:secret@bucket/a", "before an '@'"),
+        ("s3://", "no valid bucket"),
+        ("s3://ab", "no valid bucket"),
+        ("s3://" + "b" * 64, "no valid bucket"),
+        ("s3://Canary", "no valid bucket"),
+        ("s3://my_bucket", "no valid bucket"),
+        ("s3://-bucket", "no valid bucket"),
+        ("s3://bucket.", "no valid bucket"),
+        ("s3://a..b", "no valid bucket"),
+        ("s3://192.168.0.1/bucket", "no valid bucket"),
+        ("s3://host:9000/bucket", "no valid bucket"),
+        ("s3://bucket//a", "no valid prefix"),
+        ("s3://bucket/a//", "no valid prefix"),
+        ("s3://bucket/Canary", "no valid prefix"),
+        ("s3://bucket/../a", "no valid prefix"),
+        ("s3://bucket/a?b", "no valid prefix"),
+        ("s3://bucket/" + "a/" * 300, "no valid prefix"),
+    ],
+)
+def test_location_that_names_no_store_is_refused(location: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        parse_location(location)
+    assert "canary" not in str(caught.value).lower()
 
 
 def test_factory_opens_a_directory(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class StoreCapabilities:
 
     put_if_absent: PutIfAbsent
     presign: bool
-    """``presign_get`` answers a URL rather than ``None``."""
+    """``presign_get`` and ``presign_put`` answer a URL rather than ``None``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,18 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def open_file(self, key: str) -> int | None:
+        """Return a descriptor of the object's file, if it is one on this machine.
+
+        For reading at any place with less work than by ``stream``. The caller closes
+        it. ``None`` from stores whose objects lie elsewhere, whatever the key.
+
+        Raises:
+            ObjectNotFoundError: No such key.
+            StorageError: The disk failed.
+        """
+        ...
+
     def find(self, key: str) -> ObjectMeta | None:
         """Return what the store knows of the object, or ``None`` if absent.
 
@@ -142,6 +154,29 @@ class ObjectStore(Protocol):
         """Return a URL that serves the object for ``ttl_s`` seconds, or ``None``.
 
         ``None`` where ``capabilities.presign`` is false. The URL is a secret.
+        """
+        ...
+
+    def presign_put(self, key: str, *, ttl_s: int) -> str | None:
+        """Return a URL that stores what is PUT to it within ``ttl_s`` seconds.
+
+        ``None`` where ``capabilities.presign`` is false. The URL is a secret. It may
+        replace an object: give it out only for a key that nobody else writes.
+        """
+        ...
+
+    def remove_unfinished(self, prefix: str, *, before: datetime) -> int:
+        """Remove what writers that died left of objects that never came to be.
+
+        Only of keys that start with ``prefix`` (text, as for ``list``), and only what
+        was begun before a moment by the store's clock. A writer that is still at work
+        on it fails, and its object does not come to be.
+
+        Returns:
+            How many were removed.
+
+        Raises:
+            TransientStorageError, StorageError: The store failed.
         """
         ...
 

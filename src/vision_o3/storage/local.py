@@ -101,6 +101,19 @@ class LocalStore(ObstoreAdapter):
                 shutil.copyfile(path, copy)
                 self._link(copy, key)
 
+    def open_file(self, key: str) -> int:
+        """Return a descriptor of the object's file; see ``ObjectStore.open_file``."""
+        self._check(key)
+        with _disk_errors():
+            try:
+                descriptor = os.open(self._root / key, os.O_RDONLY | os.O_NOFOLLOW)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise not_found(key) from error
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        raise not_found(key)
+
     async def stream(
         self, key: str, start: int, end: int
     ) -> AsyncGenerator[bytes | memoryview]:
@@ -112,11 +125,7 @@ class LocalStore(ObstoreAdapter):
         gained nothing.
         """
         await anyio.to_thread.run_sync(self._size_for, key, start, end)
-        with _disk_errors():
-            try:
-                descriptor = os.open(self._root / key, os.O_RDONLY | os.O_NOFOLLOW)
-            except FileNotFoundError as error:
-                raise not_found(key) from error
+        descriptor = self.open_file(key)
         try:
             while start < end:
                 with _disk_errors():

@@ -20,6 +20,7 @@ from vision_o3.storage.keys import is_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
 STREAM_PIECE = 1 << 20
 """Bytes yielded at a time by ``stream``: one leaf, so that none is cut or copied."""
@@ -37,11 +38,7 @@ class ObstoreAdapter:
         with translated(key):
             answer = obstore.get(self._backend, key)
             if answer.meta["size"] > max_size:
-                raise LimitExceededError(
-                    f"The object {key} has {answer.meta['size']} bytes, "
-                    f"more than the {max_size} expected.",
-                    limit=max_size,
-                )
+                raise too_large(key, answer.meta["size"], max_size)
             return bytes(answer.bytes())
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
@@ -58,12 +55,16 @@ class ObstoreAdapter:
             )
         return content
 
+    def open_file(self, key: str) -> int | None:  # noqa: ARG002
+        """Return ``None``: objects are not files here."""
+        return None
+
     def find(self, key: str) -> ObjectMeta | None:
         """Return what is known of an object; see ``ObjectStore.find``."""
         self._check(key)
         try:
             with translated(key):
-                return _meta(obstore.head(self._backend, key))
+                return object_meta(obstore.head(self._backend, key))
         except ObjectNotFoundError:
             return None
 
@@ -77,7 +78,7 @@ class ObstoreAdapter:
             for page in obstore.list(self._backend, folder or None):
                 for found in page:
                     if found["path"].startswith(prefix):
-                        yield _meta(found)
+                        yield object_meta(found)
 
     def delete(self, key: str) -> None:
         """Remove an object; see ``ObjectStore.delete``."""
@@ -92,13 +93,19 @@ class ObstoreAdapter:
         """Return ``None``: no other server serves these objects."""
         return None
 
+    def presign_put(self, key: str, *, ttl_s: int) -> str | None:  # noqa: ARG002
+        """Return ``None``: no other server stores these objects."""
+        return None
+
+    def remove_unfinished(self, prefix: str, *, before: datetime) -> int:  # noqa: ARG002
+        """Remove nothing: writers leave nothing here that later calls could see."""
+        return 0
+
     def close(self) -> None:
         """Free nothing: there are no connections."""
 
     def _check(self, key: str) -> None:
-        """Refuse what is not a key, before it reaches a store."""
-        if not is_key(key):
-            raise StorageError(f"{key!r} is not a key of an object.", key=key)
+        check_key(key)
 
     def _size_for(self, key: str, start: int, end: int) -> int:
         """Return the object's size if the range lies within it."""
@@ -106,11 +113,7 @@ class ObstoreAdapter:
         if found is None:
             raise not_found(key)
         if not 0 <= start <= end <= found.size:
-            raise InvalidRangeError(
-                f"The range {start} to {end} is not within the {found.size} bytes "
-                f"of {key}.",
-                size=found.size,
-            )
+            raise outside(key, start, end, found.size)
         return found.size
 
 
@@ -127,6 +130,12 @@ def translated(key: str) -> Iterator[None]:
         raise StorageError(f"The store failed on {key or 'listing'}.") from error
 
 
+def check_key(key: str) -> None:
+    """Refuse what is not a key, before it reaches a store."""
+    if not is_key(key):
+        raise StorageError(f"{key!r} is not a key of an object.", key=key)
+
+
 def not_found(key: str) -> ObjectNotFoundError:
     """Return the error for an absent object."""
     return ObjectNotFoundError(f"The store has no object {key}.", key=key)
@@ -137,5 +146,22 @@ def already_exists(key: str) -> AlreadyExistsError:
     return AlreadyExistsError(f"The store has an object {key} already.", key=key)
 
 
-def _meta(found: Any) -> ObjectMeta:  # noqa: ANN401 - obstore's TypedDict is type-only
+def outside(key: str, start: int, end: int, size: int) -> InvalidRangeError:
+    """Return the error for a range that is not within an object."""
+    return InvalidRangeError(
+        f"The range {start} to {end} is not within the {size} bytes of {key}.",
+        size=size,
+    )
+
+
+def too_large(key: str, size: int, limit: int) -> LimitExceededError:
+    """Return the error for an object of more bytes than expected."""
+    return LimitExceededError(
+        f"The object {key} has {size} bytes, more than the {limit} expected.",
+        limit=limit,
+    )
+
+
+def object_meta(found: Any) -> ObjectMeta:  # noqa: ANN401 - obstore's TypedDict is type-only
+    """Return what ``obstore`` says of an object."""
     return ObjectMeta(found["path"], found["size"], found["last_modified"])
