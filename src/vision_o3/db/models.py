@@ -42,6 +42,7 @@ PUBLISHED = "published"
 _NAME = String(128).with_variant(String(128, collation="C"), "postgresql")
 _ID = String(255).with_variant(String(255, collation="C"), "postgresql")
 _KEY = Text()
+_SORTED_KEY = Text().with_variant(Text(collation="C"), "postgresql")
 _AUDIT_ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts INTEGER only
 _WHERE_STORING: dict[str, Any] = {
     "sqlite_where": text("state = 'storing'"),
@@ -244,6 +245,21 @@ class AuditEventRow(Base):
     action: Mapped[str] = mapped_column(String(64))
     subject: Mapped[str] = mapped_column(Text, index=True)
     detail: Mapped[dict[str, Any]]
+
+
+class SuspectRow(Base):
+    """An object that a store answered wrongly, until a scrub finds it right."""
+
+    __tablename__ = "suspect_objects"
+
+    object_key: Mapped[str] = mapped_column(_SORTED_KEY, primary_key=True)
+    cid: Mapped[CID]
+    """Of the artifact or listing that the object is, or belongs to."""
+    reason: Mapped[str] = mapped_column(String(64))
+    """The code of the error that was seen last."""
+    first_seen_at: Mapped[datetime]
+    last_seen_at: Mapped[datetime]
+    times: Mapped[int] = mapped_column(BigInteger)
 
 
 LineRow: TypeAlias = ModelRow | DatasetRow

@@ -43,6 +43,14 @@ from vision_o3.db.statements import (
     pairs,
     published,
 )
+from vision_o3.db.suspects import (
+    clear_suspect,
+    find_suspect,
+    list_suspects,
+    mark_suspect,
+    published_after,
+    versions_naming,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -56,6 +64,7 @@ __all__ = [
     "LineFilters",
     "StoredContent",
     "StoredListings",
+    "clear_suspect",
     "database_now",
     "expired_claims",
     "find_by_cid",
@@ -63,6 +72,7 @@ __all__ = [
     "find_latest",
     "find_line",
     "find_stored_content",
+    "find_suspect",
     "find_user",
     "find_version",
     "get_or_create_line",
@@ -71,14 +81,18 @@ __all__ = [
     "insert_claim",
     "insert_user",
     "list_latest",
+    "list_suspects",
     "list_users",
+    "mark_suspect",
     "named_objects",
     "object_is_named",
     "publish_claim",
+    "published_after",
     "release_claim",
     "renew_lease",
     "set_user_disabled",
     "take_over_claim",
+    "versions_naming",
 ]
 
 
@@ -137,13 +151,17 @@ def find_version(
 
 
 def find_by_cid(session: Session, collection: Collection, cid: CID) -> Found | None:
-    """Return the version of this content which was published last, and its line."""
+    """Return the version of this content which was begun last, and its line.
+
+    Not the one that became visible last: that moment is in no record, and the answer
+    must be the same after the index was rebuilt.
+    """
     version = collection.version
     return _first(
         session,
         published(collection)
         .where(version.cid == cid)
-        .order_by(version.published_at.desc(), version.id.desc()),
+        .order_by(version.created_at.desc(), version.id.desc()),
     )
 
 
@@ -155,13 +173,13 @@ def find_stored_content(session: Session, cid: CID) -> StoredContent | None:
         rows = session.scalars(
             select(version)
             .where(version.cid == cid, version.state == IS_PUBLISHED)
-            .order_by(version.published_at, version.id)
+            .order_by(version.created_at, version.id)
             .limit(1)
         )
         found += cast("list[VersionRow]", rows.all())
     if not found:
         return None
-    oldest = min(found, key=lambda row: (row.published_at or row.created_at, row.id))
+    oldest = min(found, key=lambda row: (row.created_at, row.id))
     return StoredContent(oldest.object_key, oldest.sidecar_key, _listings_of(oldest))
 
 
