@@ -8,7 +8,15 @@ from tests.fakes.model_files import tflite
 from tests.test_registry.conftest import Registry
 from vision_o3.content.dag import cid_of_bytes
 from vision_o3.db.queries import LineFilters
-from vision_o3.errors import InvalidNameError, InvalidVersionError, NotFoundError
+from vision_o3.errors import (
+    FormatError,
+    InvalidNameError,
+    InvalidVersionError,
+    NotFoundError,
+)
+from vision_o3.registry.resolving import MetadataCache
+from vision_o3.registry.services import ModelService
+from vision_o3.registry.values import Published
 
 
 def test_unknown_names_versions_and_cids_are_not_found(registry: Registry) -> None:
@@ -99,3 +107,45 @@ def test_datasets_are_a_collection_of_their_own(registry: Registry) -> None:
     registry.publish(tflite(1))
     with pytest.raises(NotFoundError, match="in datasets"):
         registry.datasets.latest("m")
+
+
+def with_cache(registry: Registry) -> ModelService:
+    """Return the service of a gateway that is told of changes, and hears of none."""
+    cache = MetadataCache(3600)
+    cache.reset(True)
+    return ModelService(
+        registry.database,
+        registry.store,
+        registry.inspector,
+        registry.timing,
+        cache=cache,
+    )
+
+
+def test_publisher_sees_what_is_published_also_with_a_cache(registry: Registry) -> None:
+    models = with_cache(registry)
+
+    def publish(content: bytes) -> Published:
+        return registry.publish_to(models, content, "m", "m.tflite")
+
+    first = publish(tflite(1)).version
+    assert models.latest("m") == models.by_cid(first.cid) == first
+    second = publish(tflite(2)).version
+    assert models.kept("m") is None
+    assert models.latest("m") == models.kept("m") == second
+    # Another gateway, of whose version nobody told, is found out by publishing.
+    third = registry.publish(tflite(3)).version
+    assert models.latest("m") == second
+    answered = publish(tflite(3))
+    assert (answered.version, answered.created) == (third, False)
+    assert models.latest("m") == third
+
+
+def test_whoever_fails_to_publish_looks_again(registry: Registry) -> None:
+    models = with_cache(registry)
+    registry.publish(tflite(1))
+    assert models.latest("m").version == 1
+    registry.publish(tflite(2))
+    with pytest.raises(FormatError):
+        registry.publish_to(models, b"no model", "m", "m.tflite")
+    assert models.latest("m").version == 2

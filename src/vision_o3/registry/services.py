@@ -9,12 +9,12 @@ from vision_o3.content.manifest import Manifest, entries_at
 from vision_o3.content.manifest import compare as compare_manifests
 from vision_o3.db import models as tables
 from vision_o3.db import queries
-from vision_o3.errors import NotFoundError
 from vision_o3.formats.inspection import DATASET_FORMATS, MODEL_FORMATS
-from vision_o3.naming import parse_name, parse_version
+from vision_o3.naming import parse_name
 from vision_o3.registry.members import Members
 from vision_o3.registry.publishing import Publisher
 from vision_o3.registry.relaying import Relay
+from vision_o3.registry.resolving import Resolver
 from vision_o3.registry.values import (
     Page,
     Published,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vision_o3.registry.claims import Timing
     from vision_o3.registry.inspecting import Inspector
     from vision_o3.registry.members import Member
+    from vision_o3.registry.resolving import MetadataCache
     from vision_o3.registry.spool import Spooled
     from vision_o3.storage.base import ObjectStore
 
@@ -46,7 +47,11 @@ _COMPARING = 2
 class ArtifactService:
     """Publishes, finds and relays the versions of one collection.
 
-    Safe in any thread. All methods but ``stream`` block.
+    Safe in any thread. All methods but ``kept`` and ``stream`` block.
+
+    Args:
+        relay: Reads what is stored; shared by all collections. Not closed here.
+        cache: What was resolved, kept in memory; likewise.
     """
 
     collection: ClassVar[tables.Collection]
@@ -59,10 +64,13 @@ class ArtifactService:
         store: ObjectStore,
         inspector: Inspector,
         timing: Timing,
+        relay: Relay | None = None,
+        cache: MetadataCache | None = None,
     ) -> None:
         self._database = database
         self._store = store
-        self._relay = Relay(store)
+        self._resolver = Resolver(self.collection, database, cache)
+        self._relay = relay or Relay(store)
         self._publisher = Publisher(
             self.collection,
             database,
@@ -73,58 +81,36 @@ class ArtifactService:
         )
 
     def publish(self, submission: Submission, spooled: Spooled) -> Published:
-        """Publish a received file; see ``Publisher.publish``."""
-        return self._publisher.publish(submission, spooled)
+        """Publish a received file; see ``Publisher.publish``.
+
+        Whoever has the answer, or an error that leaves it open whether there is one,
+        finds here what is published now.
+        """
+        try:
+            return self._publisher.publish(submission, spooled)
+        finally:
+            self._resolver.changed(submission.name)
 
     def latest(self, name: str) -> Version:
-        """Return a line's current version.
-
-        Raises:
-            InvalidNameError: Not a name.
-            NotFoundError: Nothing is published under it.
-        """
-        parse_name(name)
-        with self._database.read() as session:
-            found = queries.find_latest(session, self.collection, name)
-            if found is None:
-                raise self._no_line(name)
-            return to_version(self.collection, *found)
+        """Return a line's current version; see ``Resolver.latest``."""
+        return self._resolver.latest(name)
 
     def version(self, name: str, number: int) -> Version:
-        """Return one version of a line.
-
-        Raises:
-            InvalidNameError, InvalidVersionError: Not a name or number.
-            NotFoundError: No such line, or it has no such version.
-        """
-        parse_name(name)
-        parse_version(number)
-        with self._database.read() as session:
-            found = queries.find_version(session, self.collection, name, number)
-            if found is not None:
-                return to_version(self.collection, *found)
-            latest = queries.find_latest(session, self.collection, name)
-        if latest is None:
-            raise self._no_line(name)
-        raise NotFoundError(
-            f"{name!r} has no version {number}. Its latest is {latest[1].version}.",
-            name=name,
-        )
+        """Return one version of a line; see ``Resolver.version``."""
+        return self._resolver.version(name, number)
 
     def by_cid(self, cid: CID) -> Version:
-        """Return the newest published version that has this content.
+        """Return the newest version of a content; see ``Resolver.by_cid``."""
+        return self._resolver.by_cid(cid)
 
-        Raises:
-            NotFoundError: There is none in this collection.
-        """
-        with self._database.read() as session:
-            found = queries.find_by_cid(session, self.collection, cid)
-            if found is None:
-                raise NotFoundError(
-                    f"No version in {self.collection.name} has the CID {cid}.",
-                    cid=str(cid),
-                )
-            return to_version(self.collection, *found)
+    def kept(
+        self,
+        name: str | None = None,
+        number: int | None = None,
+        cid: CID | None = None,
+    ) -> Version | None:
+        """Return an answer that is kept, without blocking; see ``Resolver.kept``."""
+        return self._resolver.kept(name, number, cid)
 
     def history(self, name: str, *, page: int, page_size: int) -> Page[Version]:
         """Return a line's versions, newest first.
@@ -139,7 +125,7 @@ class ArtifactService:
                 session, self.collection, name, (page - 1) * page_size, page_size
             )
             if not total:
-                raise self._no_line(name)
+                raise self._resolver.no_line(name)
             items = tuple(to_version(self.collection, *row) for row in rows)
         return Page(items, page, page_size, total)
 
@@ -163,6 +149,10 @@ class ArtifactService:
         """Return the sidecar of a version; see ``Relay.sidecar``."""
         return self._relay.sidecar(version)
 
+    async def read_sidecar(self, version: Version) -> bytes | None:
+        """Return the same on an event loop; see ``Relay.read_sidecar``."""
+        return await self._relay.read_sidecar(version)
+
     def stream(
         self, version: Version, start: int, end: int
     ) -> AsyncGenerator[memoryview]:
@@ -172,13 +162,6 @@ class ArtifactService:
     def presigned_url(self, version: Version, *, ttl_s: int) -> str | None:
         """Return a URL where the store itself serves the version, if it can."""
         return self._store.presign_get(version.object_key, ttl_s=ttl_s)
-
-    def _no_line(self, name: str) -> NotFoundError:
-        return NotFoundError(
-            f"Nothing is published as {name!r} in {self.collection.name}. "
-            f"GET /{self.collection.name} lists what is.",
-            name=name,
-        )
 
 
 class ModelService(ArtifactService):
@@ -200,8 +183,10 @@ class DatasetService(ArtifactService):
         store: ObjectStore,
         inspector: Inspector,
         timing: Timing,
+        relay: Relay | None = None,
+        cache: MetadataCache | None = None,
     ) -> None:
-        super().__init__(database, store, inspector, timing)
+        super().__init__(database, store, inspector, timing, relay, cache)
         self._members = Members(store, self._relay)
         self._comparing = threading.BoundedSemaphore(_COMPARING)
 
