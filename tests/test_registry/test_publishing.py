@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
 from tests.fakes.model_files import tflite
@@ -22,6 +22,7 @@ from vision_o3.db import queries
 from vision_o3.db.engine import Database
 from vision_o3.errors import (
     CIDMismatchError,
+    ConfigurationError,
     DatabaseUnavailableError,
     FormatError,
     InputError,
@@ -32,6 +33,7 @@ from vision_o3.errors import (
     UploadInProgressError,
 )
 from vision_o3.registry.claims import Timing
+from vision_o3.registry.suspects import Suspects
 from vision_o3.registry.values import Submission
 from vision_o3.storage.local import LocalStore
 
@@ -291,10 +293,69 @@ def test_living_claim_is_waited_for_then_refused(registry: Registry) -> None:
 
 def test_stragglers_object_under_our_key_is_replaced(registry: Registry) -> None:
     registry.store.put("models/m/v1.tflite", tflite(9))
-    registry.store.put("models/m/v1.record.json", b"{}")
     registry.publish(tflite(1))
     assert registry.read(1) == tflite(1)
-    assert registry.store.get("models/m/v1.record.json", max_size=9999) != b"{}"
+
+
+def test_stragglers_lone_record_is_replaced(registry: Registry) -> None:
+    registry.publish(tflite(1), name="n")
+    record = registry.store.get("models/n/v1.record.json", max_size=9999)
+    late = record.replace(b'"name":"n"', b'"name":"m"').replace(b"/n/", b"/m/")
+    registry.store.put("models/m/v1.record.json", late)
+    registry.publish(tflite(2))
+    assert registry.read(1) == tflite(2)
+    assert registry.store.get("models/m/v1.record.json", max_size=9999) != late
+
+
+@pytest.mark.parametrize("damage", ["", "record"])
+def test_version_that_only_the_store_has_is_not_written_over(
+    registry: Registry, damage: str
+) -> None:
+    """As where the database was restored from a time before it was published."""
+    registry.publish(tflite(1))
+    registry.publish(tflite(2))
+    if damage:
+        registry.store.delete("models/m/v2.record.json")
+        registry.store.put("models/m/v2.record.json", b"{}")
+    before = {found.key: found.size for found in registry.store.list()}
+    with registry.database.write() as session:
+        session.execute(
+            text("DELETE FROM model_versions WHERE version = 2"),
+        )
+        session.execute(text("UPDATE models SET current_version = 1"))
+        session.execute(text("UPDATE model_versions SET is_current = true"))
+    with pytest.raises(ConfigurationError, match="rebuild-index"):
+        registry.publish(tflite(3))
+    assert {found.key: found.size for found in registry.store.list()} == before
+    assert registry.store.get("models/m/v2.tflite", max_size=9999) == tflite(2)
+    with registry.database.read() as session:
+        assert session.query(tables.ModelVersionRow).count() == 1
+
+
+def test_object_lent_to_another_line_is_not_written_over(registry: Registry) -> None:
+    registry.publish(tflite(1))
+    registry.publish(tflite(1), name="borrower")
+    with registry.database.write() as session:
+        session.execute(
+            text(
+                "DELETE FROM model_versions WHERE model_id IN "
+                "(SELECT id FROM models WHERE name = 'm')"
+            )
+        )
+        session.execute(text("DELETE FROM models WHERE name = 'm'"))
+    registry.store.delete("models/m/v1.record.json")
+    with pytest.raises(ConfigurationError, match="rebuild-index"):
+        registry.publish(tflite(2))
+    assert registry.read(1, "borrower") == tflite(1)
+
+
+def test_content_that_is_known_to_be_damaged_is_stored_anew(
+    registry: Registry,
+) -> None:
+    version = registry.publish(tflite(1)).version
+    Suspects(registry.database).mark(version.object_key, version.cid, "wrong")
+    again = registry.publish(tflite(1), name="other").version
+    assert again.object_key == "models/other/v1.tflite"
 
 
 def test_lease_is_renewed_while_bytes_are_stored(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ def main() -> int:
     limits = Limits(**job["limits"])
     bound_process(limits)
     answer = work(job, limits)
-    sys.stdout.write(json.dumps(answer, allow_nan=False))
+    # In the order of the record, so that a rebuilt index answers the same bytes.
+    sys.stdout.write(json.dumps(answer, allow_nan=False, sort_keys=True))
     sys.stdout.flush()
     sys.stdout.close()  # the answer is whole
     return 0

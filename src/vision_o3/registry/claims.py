@@ -13,18 +13,26 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import structlog
 
 from vision_o3.db import queries
-from vision_o3.errors import UploadInProgressError, VisionO3Error
+from vision_o3.db.models import DATASETS, MODELS
+from vision_o3.errors import (
+    IntegrityError,
+    LimitExceededError,
+    ObjectNotFoundError,
+    UploadInProgressError,
+    VisionO3Error,
+)
+from vision_o3.registry.records import MAX_RECORD_SIZE, decode_record
+from vision_o3.registry.store_listing import record_key
 from vision_o3.storage.keys import version_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy.orm import Session
@@ -32,6 +40,8 @@ if TYPE_CHECKING:
     from vision_o3.db.engine import Database
     from vision_o3.db.models import Collection
     from vision_o3.storage.base import ObjectStore
+
+_EVER = datetime.max.replace(tzinfo=UTC)
 
 _log = structlog.get_logger(__name__)
 
@@ -134,14 +144,57 @@ class Claims:
             StorageError: The store failed; likewise.
         """
         self.confirm(claim, lease)
-        prefix = version_prefix(claim.collection.name, claim.name, claim.number)
-        for found in list(self._store.list(prefix)):
-            lease.check()
-            self._store.delete(found.key)
+        if not self.holds_another(claim):
+            prefix = _prefix_of(claim)
+            # First what is still being written, so that it cannot come to be later.
+            self._store.remove_unfinished(prefix, before=_EVER)
+            for found in list(self._store.list(prefix)):
+                lease.check()
+                self._store.delete(found.key)
         with self._database.write() as session:
             queries.release_claim(
                 session, claim.collection, claim.version_id, claim.token
             )
+
+    def holds_another(self, claim: Claim) -> bool:
+        """Say whether what lies under a claim's keys is no leftover, but a version.
+
+        It is one that the index lacks, if a whole version was published under this
+        number with another id: then the index is older than the store. Or it lends an
+        object to a published version of another line. Nothing of it may be touched.
+
+        Raises:
+            StorageError: The store failed.
+            DatabaseUnavailableError: The database did not answer.
+        """
+        found = {each.key: each.size for each in self._store.list(_prefix_of(claim))}
+        if not found:
+            return False
+        with self._database.read() as session:
+            for collection in (MODELS, DATASETS):
+                for key in found:
+                    if queries.versions_naming(session, collection, key, 1):
+                        return True
+        return self._is_unknown_version(claim, found)
+
+    def _is_unknown_version(self, claim: Claim, found: dict[str, int]) -> bool:
+        """Say whether objects are a whole version, of another id than the claim's."""
+        key = record_key(claim.collection.name, claim.name, claim.number)
+        if key not in found:
+            return False
+        try:
+            content = self._store.get(key, max_size=MAX_RECORD_SIZE)
+            version = decode_record(content, key).version
+        except (IntegrityError, LimitExceededError):
+            return True  # no writer leaves half a record
+        except ObjectNotFoundError:
+            return False
+        size = found.get(version.object_key)
+        if size is None:
+            elsewhere = self._store.find(version.object_key)
+            size = None if elsewhere is None else elsewhere.size
+        is_whole = size == version.file_size  # else a late write, alone
+        return is_whole and version.id != str(claim.version_id)
 
     def take_over(self, expired: Claim) -> bool:
         """Remove an expired claim and its objects; false if another was faster.
@@ -194,3 +247,7 @@ class Claims:
                 self._timing.clock(session) + self._timing.lease,
             )
         lease.renewed(asked_at, granted=granted)
+
+
+def _prefix_of(claim: Claim) -> str:
+    return version_prefix(claim.collection.name, claim.name, claim.number)

@@ -12,6 +12,8 @@ from vision_o3.db import queries
 from vision_o3.db.models import DATASETS, MODELS
 from vision_o3.errors import VisionO3Error
 from vision_o3.registry.claims import Claim, Claims, Timing
+from vision_o3.registry.rebuilding import require_index
+from vision_o3.registry.store_listing import record_key
 from vision_o3.storage.keys import parse_key
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from vision_o3.storage.base import ObjectStore
 
 _BATCH = 100
+_LONGEST_UPLOAD = timedelta(hours=6)
+"""From the store's first byte to its last. Parts that are younger may be at work."""
 _log = structlog.get_logger(__name__)
 
 
@@ -30,6 +34,8 @@ class Swept:
     claims: int = 0
     objects: int = 0
     spool_files: int = 0
+    unfinished: int = 0
+    """Objects that were being written in parts when their writer died."""
     failures: int = 0
 
 
@@ -87,15 +93,20 @@ class Sweeper:
         """Remove objects older than ``grace`` that no version names. Lists all keys.
 
         Such an object can only be the late write of a writer that had lost its claim.
-        Each is removed under a lock on its line while no upload holds a claim.
+        Each is removed under a lock on its line while no upload holds a claim. Parts of
+        objects that were begun before, and never came to be, go too. What has a record
+        beside it that no version names stays: the index may have lost that version.
 
         Raises:
+            ConfigurationError: The index is empty and the store is not.
             DatabaseUnavailableError: The database cannot be reached.
             StorageError: The store failed.
         """
+        require_index(self._database, self._store)
         removed = 0
         with self._database.read() as session:
-            oldest_kept = self._timing.clock(session) - grace
+            now = self._timing.clock(session)
+        oldest_kept = now - grace
         for found in self._store.list():
             parsed = parse_key(found.key)
             if parsed is None or found.modified_at > oldest_kept:
@@ -103,6 +114,10 @@ class Sweeper:
             with self._database.read() as session:
                 if queries.object_is_named(session, found.key):
                     continue
+                record = record_key(parsed.collection, parsed.name, parsed.version)
+                known = queries.object_is_named(session, record)
+            if not known and self._store.find(record):
+                continue  # a version, it seems: rebuild-index may bring it back
             collection = MODELS if parsed.collection == "models" else DATASETS
             with self._database.write() as session:
                 # The lock on the line, made for this if need be, keeps writers out.
@@ -115,4 +130,7 @@ class Sweeper:
                     removed += 1
                     _log.info("object.swept", key=found.key)
                 session.rollback()
-        return Swept(objects=removed)
+        unfinished = self._store.remove_unfinished(
+            "", before=min(oldest_kept, now - _LONGEST_UPLOAD)
+        )
+        return Swept(objects=removed, unfinished=unfinished)

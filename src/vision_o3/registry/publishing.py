@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from vision_o3.db import queries
+from vision_o3.db.changes import notify_change
 from vision_o3.errors import (
     AlreadyExistsError,
     CIDMismatchError,
+    ConfigurationError,
     FormatError,
     IntegrityError,
     UploadInProgressError,
@@ -181,11 +183,18 @@ class Publisher:
         """Find published content of this CID, if the store still has it."""
         with self._database.read() as session:
             stored = queries.find_stored_content(session, cid)
-        if stored is None:
-            return None
+            if stored is None or any(
+                queries.find_suspect(session, key)
+                for key in (stored.object_key, stored.sidecar_key)
+                if key is not None
+            ):
+                return None  # what may be damaged is not relied on
         found = self._store.find(stored.object_key)
         if found is None or found.size != size:
             _log.error("object.missing", key=stored.object_key, cid=str(cid))
+            return None
+        if stored.sidecar_key is not None and not self._store.find(stored.sidecar_key):
+            _log.error("object.missing", key=stored.sidecar_key, cid=str(cid))
             return None
         listings = stored.listings
         if listings is not None and not (
@@ -291,6 +300,13 @@ class Publisher:
     def _put_objects(self, draft: _Draft, lease: Lease) -> None:
         """Store what the version consists of and is not stored yet; the record last."""
         version, keys, intake = draft.version, draft.keys, draft.intake
+        if self._claims.holds_another(draft.claim):
+            raise ConfigurationError(
+                f"The store has a version {version.version} of {version.name!r} that "
+                "the index does not know, so the index is older than the store. "
+                "Nothing was changed. Its operator must run 'vision-o3 admin "
+                "rebuild-index' before anything is published.",
+            )
         if version.object_key == keys.artifact:
             spooled = intake.spooled
             self._put_file(draft, keys.artifact, spooled.path, spooled.dag, lease)
@@ -369,6 +385,7 @@ class Publisher:
                     subject=f"{version.collection}/{version.name}/v{version.version}",
                     detail={"cid": str(version.cid), "size": version.file_size},
                 )
+                notify_change(session, version.collection, version.name)
         if not published:
             raise UploadInProgressError(
                 "Another upload took this line over before it was published. "

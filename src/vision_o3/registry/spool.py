@@ -187,13 +187,18 @@ class Spool:
             os.close(descriptor)
 
     @contextmanager
-    def scratch(self) -> Iterator[Path]:
+    def scratch(self, expected_size: int = 0) -> Iterator[Path]:
         """Yield a new, empty file beside the uploads, gone when the block ends.
+
+        Args:
+            expected_size: Bytes that will be written, as far as known.
 
         Raises:
             StorageFullError, StorageError: It cannot be made.
         """
         try:
+            if expected_size:
+                self._check_free(expected_size)
             path, descriptor = self._create()
         except OSError as error:
             raise _spool_error(error) from error
