@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vision_o3.errors import ConfigurationError
 from vision_o3.formats.limits import Limits
+from vision_o3.storage.factory import parse_location
 
 PREFIX = "VISION_O3_"
 MIN_SECRET_SIZE = 32
@@ -24,11 +33,64 @@ Bytes = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+_KEY_TEXT = re.compile(r"[!-~]+")
+"""What an access key or secret key is made of: ASCII without white space."""
+
+
+def _checked_location(text: str) -> str:
+    try:
+        parse_location(text)
+    except ConfigurationError as error:
+        raise ValueError(error.message.removesuffix(".")) from None
+    return text
+
+
+def _checked_endpoint(text: str) -> str:
+    """Return an endpoint as clients want it, or say what is wrong, not showing it."""
+    try:
+        url = urlsplit(text)
+        port_is_one = url.port is None or url.port > 0
+    except ValueError:
+        port_is_one, url = False, urlsplit("")
+    if url.scheme not in {"http", "https"} or not url.hostname or not port_is_one:
+        raise ValueError("not the URL of an S3 API, as https://o3-rc2.akave.xyz is one")
+    if url.username is not None or url.password is not None:
+        raise ValueError(
+            "it holds a user or password. Keys belong into the variables for keys"
+        )
+    if "?" in text or "#" in text or re.search(r"\s", text):
+        raise ValueError(
+            "it must end after the host, the port or a path: no '?', '#' or spaces"
+        )
+    return text.rstrip("/")
+
+
+def _checked_key(key: SecretStr) -> SecretStr:
+    if not _KEY_TEXT.fullmatch(key.get_secret_value()):
+        raise ValueError(
+            "it holds white space or characters that no key has. "
+            "Copy it again, without quotes or a line's end"
+        )
+    return key
+
+
+def _aws(name: str) -> Any:  # noqa: ANN401 - as pydantic types a field
+    """Return a field under the name that every S3 tool reads its keys from."""
+    return Field(default=None, validation_alias=name)
+
+
+Location = Annotated[str, AfterValidator(_checked_location)]
+Endpoint = Annotated[str, AfterValidator(_checked_endpoint)]
+Region = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")]
+StoreKey = Annotated[SecretStr, AfterValidator(_checked_key)]
+
+
 class Settings(BaseSettings):
     """All that can be set on a gateway. Valid and complete once made.
 
-    Each field is the environment variable ``VISION_O3_<FIELD>``; ``.env.example``
-    explains them one by one.
+    Each field is the environment variable ``VISION_O3_<FIELD>``, but for the first
+    store's keys, which have the names that every S3 tool knows (``variable_of``).
+    ``.env.example`` explains them one by one.
     """
 
     model_config = SettingsConfigDict(
@@ -36,13 +98,33 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
         frozen=True,
         extra="forbid",
+        populate_by_name=True,
         hide_input_in_errors=True,
     )
 
     database_url: SecretStr = SecretStr("sqlite:///./vision-o3/registry.db")
     """Secret, as it may hold a password."""
-    store: str = Field(default="./vision-o3/objects", min_length=1)
+    store: Location = "./vision-o3/objects"
+    s3_profile: Literal["akave-o3"] | None = None
+    s3_endpoint: Endpoint | None = None
+    s3_region: Region | None = None
+    aws_access_key_id: StoreKey | None = _aws("AWS_ACCESS_KEY_ID")
+    aws_secret_access_key: StoreKey | None = _aws("AWS_SECRET_ACCESS_KEY")
+    aws_session_token: StoreKey | None = _aws("AWS_SESSION_TOKEN")
+    s3_conditional_put: Literal["auto", "yes", "no"] = "auto"
+    s3_multipart_bytes: int = Field(default=100_000_000, ge=5 << 20, le=5 << 30)
+    s3_part_bytes: int = Field(default=16 << 20, ge=5 << 20, le=5 << 30)
+    s3_parallel_parts: int = Field(default=4, ge=1, le=64)
+    s3_timeout_s: Seconds = 30
+    second_store: Location | None = None
+    second_s3_endpoint: Endpoint | None = None
+    second_s3_region: Region | None = None
+    second_s3_access_key_id: StoreKey | None = None
+    second_s3_secret_access_key: StoreKey | None = None
     spool_dir: Path | None = None
+    cache_dir: Path | None = None
+    cache_bytes: Bytes = 20 << 30
+    metadata_ttl_s: float = Field(default=5, ge=0, le=3600)
 
     jwt_secret: SecretStr | None = None
     jwt_private_key: SecretStr | None = None
@@ -109,6 +191,26 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_store_keys(self) -> Self:
+        # The AWS_… may be there for other programs: O3Client looks at them when used.
+        if (self.second_s3_access_key_id is None) != (
+            self.second_s3_secret_access_key is None
+        ):
+            raise ValueError(
+                f"{PREFIX}SECOND_S3_ACCESS_KEY_ID and "
+                f"{PREFIX}SECOND_S3_SECRET_ACCESS_KEY belong together: "
+                "set both or neither"
+            )
+        if self.second_store is None:
+            for field in type(self).model_fields:
+                if field.startswith("second_s3_") and getattr(self, field) is not None:
+                    raise ValueError(
+                        f"{variable_of(field)} is set, but {PREFIX}SECOND_STORE is "
+                        "not: set both or neither"
+                    )
+        return self
+
     def signing_key(self) -> str | Ed25519PrivateKey:
         """Return what tokens are signed with: a secret, or an Ed25519 key.
 
@@ -146,6 +248,18 @@ class Settings(BaseSettings):
         )
 
     @property
+    def cache_directory(self) -> Path | None:
+        """Where artifacts that are asked for are kept, if anywhere.
+
+        By default only what lies in an S3 store: a directory is as near as the cache.
+        """
+        if self.cache_bytes == 0:
+            return None
+        if self.cache_dir is not None:
+            return self.cache_dir.expanduser()
+        return Path("vision-o3/cache") if "://" in self.store else None
+
+    @property
     def spool_directory(self) -> Path:
         """Where uploads are received; beside a local store unless set.
 
@@ -156,6 +270,16 @@ class Settings(BaseSettings):
         if "://" in self.store:
             return Path("vision-o3/spool")
         return Path(self.store).expanduser().resolve().parent / "spool"
+
+
+def variable_of(field: str) -> str:
+    """Return the environment variable that sets a field.
+
+    Raises:
+        KeyError: There is no such field.
+    """
+    alias = Settings.model_fields[field].validation_alias
+    return alias if isinstance(alias, str) else f"{PREFIX}{field}".upper()
 
 
 def _parse_private_key(text: str) -> Ed25519PrivateKey:
@@ -186,6 +310,8 @@ def load_settings() -> Settings:
         problems = []
         for found in error.errors(include_input=False, include_url=False):
             message = found["msg"].removeprefix("Value error, ")
-            name = "".join(f"{PREFIX}{part}".upper() for part in found["loc"][:1])
+            # Where a variable was read, the place is the variable's own name.
+            place = "".join(map(str, found["loc"][:1]))
+            name = variable_of(place) if place in Settings.model_fields else place
             problems.append(f"{name}: {message}" if name else message)
         raise ConfigurationError("; ".join(problems) + ".") from None

@@ -200,7 +200,13 @@ def test_damaged_first_leaf_is_not_sent(published: Published) -> None:
         answer = published.get()
     assert problem(answer) == (502, "digest_mismatch")
     assert "etag" not in answer.headers
-    assert [line["event"] for line in lines] == ["artifact.corrupt", "request.answered"]
+    assert [line["event"] for line in lines] == [
+        "leaf.wrong",  # and asked for again
+        "object.wrong",
+        "suspect.noted",
+        "artifact.corrupt",
+        "request.answered",
+    ]
     assert published.get(Range=f"bytes={MIB}-{MIB}").status_code == 206
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.fakes.scripted_store import ScriptedStore
 from tests.test_gateway.running import OpenGateway, Running
@@ -27,9 +28,12 @@ def test_ready_gateway_says_so(running: Running) -> None:
 def test_lost_store_is_told(open_gateway: OpenGateway, tmp_path: Path) -> None:
     store = ScriptedStore("T", LocalStore(tmp_path / "objects"))
     with open_gateway(store) as running:
-        answer = running.get("/health/ready", token=None)
+        with capture_logs() as logs:
+            answer = running.get("/health/ready", token=None)
         assert answer.status_code == 503
         assert answer.json()["checks"]["store"] == "The object store cannot be reached."
+        [told] = [line for line in logs if line["event"] == "store.unreachable"]
+        assert told["code"] == "storage_unavailable"
         assert running.get("/health/ready", token=None).status_code == 200
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-_COMMANDS = "vision_o3.gateway.commands"
+_GATEWAY = "vision_o3.gateway"
 
 
 def add_commands(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not name the type
@@ -84,18 +84,102 @@ def _add_admin_commands(subparsers: Any) -> None:  # noqa: ANN401 - as above
         help="keep unnamed objects that are younger; default: %(default)s",
     )
     _runs(sweep, "sweep")
+    _add_store_commands(commands)
+    _add_index_commands(commands)
 
 
-def _runs(parser: ArgumentParser, command: str) -> None:
-    parser.set_defaults(work=_lazily(command))
+def _add_store_commands(commands: Any) -> None:  # noqa: ANN401 - as above
+    check = commands.add_parser(
+        "check-store",
+        help="try what the object store can do",
+        description="Store, read, list and remove a small object under 'probe/', and "
+        "say for each capability whether the store has it, and what to do if not.",
+    )
+    check.add_argument("--json", action="store_true", help="print JSON")
+    _runs(check, "check_store", "admin_store")
+    scrub = commands.add_parser(
+        "scrub",
+        help="verify what is stored; repair it from a second store",
+        description="Read every object that a version names and verify it against its "
+        "CID; report what is missing or wrong.",
+    )
+    scrub.add_argument(
+        "--rate",
+        type=float,
+        default=50.0,
+        metavar="MB",
+        help="megabytes read in a second at most; default: %(default)s; 0: no limit",
+    )
+    scrub.add_argument(
+        "--marked",
+        action="store_true",
+        help="only what a gateway has found to be wrong while it handed it out",
+    )
+    scrub.add_argument(
+        "--repair",
+        action="store_true",
+        help="replace what is wrong from VISION_O3_SECOND_STORE",
+    )
+    scrub.add_argument("--json", action="store_true", help="print JSON")
+    _runs(scrub, "scrub", "admin_copies")
+    mirror = commands.add_parser(
+        "mirror",
+        help="copy one store to another, verified",
+        description="Copy every published version from one store to another, each "
+        "verified against its CID on the way. What is there already is left out, so a "
+        "copy that was broken off is continued by the same command. SRC and DST are "
+        "locations as for VISION_O3_STORE; one that equals VISION_O3_SECOND_STORE is "
+        "reached by the settings of that.",
+    )
+    mirror.add_argument("source", metavar="SRC")
+    mirror.add_argument("target", metavar="DST")
+    mirror.add_argument(
+        "--verify",
+        action="store_true",
+        help="also read and verify what is at DST already",
+    )
+    mirror.add_argument("--json", action="store_true", help="print JSON")
+    _runs(mirror, "mirror", "admin_copies")
 
 
-def _lazily(command: str) -> Callable[[Namespace], int]:
+def _add_index_commands(commands: Any) -> None:  # noqa: ANN401 - as above
+    rebuild = commands.add_parser(
+        "rebuild-index",
+        help="fill the database from the records in the store",
+        description="Read the record of every version in the store and add those that "
+        "the database lacks. May be broken off and run again. Users and the audit "
+        "trail are not in the store: see 'admin backup'.",
+    )
+    rebuild.add_argument("--json", action="store_true", help="print JSON")
+    _runs(rebuild, "rebuild_index", "admin_index")
+    backup = commands.add_parser(
+        "backup",
+        help="write users and audit trail to a file",
+        description="Write what is only in the database, users (with the hashes of "
+        "their secrets) and the audit trail, to a new file that only you can read.",
+    )
+    backup.add_argument("file", metavar="FILE")
+    _runs(backup, "backup", "admin_index")
+    restore = commands.add_parser(
+        "restore",
+        help="read users and audit trail from such a file",
+        description="Add the users and audit events of a backup that the database "
+        "lacks. May be broken off and run again.",
+    )
+    restore.add_argument("file", metavar="FILE")
+    _runs(restore, "restore", "admin_index")
+
+
+def _runs(parser: ArgumentParser, command: str, module: str = "commands") -> None:
+    parser.set_defaults(work=_lazily(command, f"{_GATEWAY}.{module}"))
+
+
+def _lazily(command: str, module: str) -> Callable[[Namespace], int]:
     """Return a function that loads the gateway's libraries only when it is called."""
 
     def work(arguments: Namespace) -> int:
         try:
-            commands = importlib.import_module(_COMMANDS)
+            commands = importlib.import_module(module)
         except ModuleNotFoundError as error:
             raise ConfigurationError(
                 f"This command needs the gateway's libraries ({error.name} is not "

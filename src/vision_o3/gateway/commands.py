@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+import resource
+import signal
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -12,20 +13,18 @@ import uvicorn
 
 from vision_o3.db import migrate as migrations
 from vision_o3.db import queries
-from vision_o3.db.engine import Database
 from vision_o3.gateway import auth
-from vision_o3.gateway.logs import configure_logging
-from vision_o3.gateway.main import check_migrated, timing_of
+from vision_o3.gateway.logs import configure_logging, log_to_stderr
+from vision_o3.gateway.main import timing_of
+from vision_o3.gateway.o3_client import O3Client
+from vision_o3.gateway.opening import open_database, open_spool
 from vision_o3.registry.maintenance import Sweeper
-from vision_o3.registry.spool import Spool
+from vision_o3.registry.rebuilding import require_index
 from vision_o3.settings import load_settings
-from vision_o3.storage.factory import open_store
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Iterator
 
-    from vision_o3.settings import Settings
 
 _log = structlog.get_logger(__name__)
 
@@ -36,11 +35,16 @@ def serve(arguments: Namespace) -> int:
     if arguments.migrate:
         migrations.migrate(settings.database_url.get_secret_value())
     # Here, not only in each process: said in a sentence, before anything starts.
-    check_migrated(settings)
-    open_store(settings.store).close()
+    with open_database(settings) as database, O3Client.open(settings) as client:
+        require_index(database, client.store)
     configure_logging(settings.log_level)
     url = f"http://{arguments.host}:{arguments.port}"
     _log.info("gateway.starting", url=url, pages=f"{url}/docs")
+    # Each download holds a connection and up to three files.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    # What uvicorn sends itself again when all is answered: an orderly end, status 0.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     uvicorn.run(
         "vision_o3.gateway.main:app_from_environment",
         factory=True,
@@ -62,7 +66,7 @@ def serve(arguments: Namespace) -> int:
 
 def add_user(arguments: Namespace) -> int:
     """Add a user; print the secret, which is not kept."""
-    with _database(load_settings()) as database:
+    with open_database(load_settings()) as database:
         secret = auth.add_user(database, arguments.name, arguments.scope)
     scopes = sorted(set(arguments.scope))
     if arguments.json:
@@ -76,7 +80,7 @@ def add_user(arguments: Namespace) -> int:
 
 def list_users(arguments: Namespace) -> int:
     """Print the users: name, permissions, since when, disabled or not."""
-    with _database(load_settings()) as database, database.read() as session:
+    with open_database(load_settings()) as database, database.read() as session:
         users = queries.list_users(session)
     if arguments.json:
         listed = [
@@ -101,7 +105,7 @@ def list_users(arguments: Namespace) -> int:
 
 def disable_user(arguments: Namespace) -> int:
     """Let a user sign in no more."""
-    with _database(load_settings()) as database:
+    with open_database(load_settings()) as database:
         auth.disable_user(database, arguments.name)
     print(f"User {arguments.name!r} cannot sign in any more.")
     return 0
@@ -116,33 +120,19 @@ def migrate(_: Namespace) -> int:
 
 def sweep(arguments: Namespace) -> int:
     """Remove what died uploads left behind; print what was removed."""
+    log_to_stderr()
     settings = load_settings()
-    store = open_store(settings.store)
-    spool = Spool(
-        settings.spool_directory,
-        max_size=settings.max_upload_bytes,
-        min_free=settings.min_free_bytes,
-    )
-    try:
-        with _database(settings) as database:
-            sweeper = Sweeper(database, store, spool, timing_of(settings))
-            swept = sweeper.sweep()
-            strays = sweeper.sweep_strays(grace=timedelta(hours=arguments.grace_hours))
-    finally:
-        spool.close()
-        store.close()
+    with (
+        open_database(settings) as database,
+        O3Client.open(settings) as client,
+        open_spool(settings) as spool,
+    ):
+        sweeper = Sweeper(database, client.store, spool, timing_of(settings))
+        swept = sweeper.sweep()
+        strays = sweeper.sweep_strays(grace=timedelta(hours=arguments.grace_hours))
     print(
         f"Removed: {swept.claims} expired claims, {swept.spool_files} spool files, "
-        f"{strays.objects} objects without a version. Failures: {swept.failures}."
+        f"{strays.objects} objects without a version, {strays.unfinished} unfinished "
+        f"ones. Failures: {swept.failures}."
     )
     return 0
-
-
-@contextmanager
-def _database(settings: Settings) -> Iterator[Database]:
-    check_migrated(settings)
-    database = Database(settings.database_url.get_secret_value())
-    try:
-        yield database
-    finally:
-        database.close()

@@ -18,6 +18,7 @@ from vision_o3.db.engine import Database
 from vision_o3.errors import UnauthenticatedError
 from vision_o3.gateway.auth import SCOPES, Principal, Tokens
 from vision_o3.gateway.forms import FormLimits
+from vision_o3.registry.hot_cache import HotCache
 from vision_o3.registry.inspecting import Inspector
 from vision_o3.registry.services import DatasetService, ModelService
 from vision_o3.registry.spool import Spool
@@ -47,6 +48,7 @@ class Gateway:
     store: ObjectStore
     spool: Spool
     inspector: Inspector
+    hot_cache: HotCache | None
     models: ModelService
     datasets: DatasetService
     tokens: Tokens

@@ -14,11 +14,12 @@ import structlog
 from starlette.responses import Response
 
 from vision_o3.errors import IntegrityError, InvalidRangeError, VisionO3Error
+from vision_o3.gateway.turns import Courtesy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
     from vision_o3.content.cid import CID
     from vision_o3.registry.values import Version
@@ -198,7 +199,7 @@ class Download(Response):
                 # An error up to here is still answered as such.
                 first = await _unless(gone, anext(pieces))
                 if first is not None:
-                    await self._send_all(first, pieces, gone, send)
+                    await self._send_all(first, pieces, gone, Courtesy(scope), send)
         finally:
             gone.cancel()
 
@@ -207,29 +208,30 @@ class Download(Response):
         piece: memoryview,
         pieces: AsyncGenerator[memoryview],
         gone: asyncio.Future[None],
+        courtesy: Courtesy,
         send: Send,
     ) -> None:
         left = self._reply.end - self._reply.start
         try:
-            await send(
-                {
-                    "type": "http.response.start",
-                    "status": self._reply.status,
-                    "headers": self.raw_headers,
-                }
-            )
+            async with asyncio.timeout(self._stall_timeout_s):
+                await send(
+                    {
+                        "type": "http.response.start",
+                        "status": self._reply.status,
+                        "headers": self.raw_headers,
+                    }
+                )
             while not gone.done():
                 left -= len(piece)
                 async with asyncio.timeout(self._stall_timeout_s):
-                    await send(
-                        {
-                            "type": "http.response.body",
-                            "body": piece,
-                            "more_body": left > 0,
-                        }
-                    )
-                if left <= 0:
-                    break
+                    await send(_body(piece, more=left > 0))
+                    if left <= 0:
+                        break
+                    del piece
+                    # The server takes a piece at once and lets the next one wait until
+                    # most of it is sent. Wait before the next one takes up memory.
+                    await send(_body(b"", more=True))
+                await courtesy.give_way()
                 piece = await anext(pieces)
         except VisionO3Error as error:
             self._report(error)  # ends without the rest: the connection breaks
@@ -245,6 +247,10 @@ class Download(Response):
             code=error.code,
             reason=error.message,
         )
+
+
+def _body(content: bytes | memoryview, *, more: bool) -> Message:
+    return {"type": "http.response.body", "body": content, "more_body": more}
 
 
 async def _disconnected(receive: Receive) -> None:

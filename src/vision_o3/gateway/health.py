@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import structlog
 from fastapi import APIRouter, Response
 
 from vision_o3 import __version__
@@ -13,6 +14,8 @@ from vision_o3.schemas.service import Health, Readiness
 NO_OBJECT = "health/ready"
 """A key that no version has; looking for it shows that the store answers."""
 NOT_MIGRATED = "The database's schema is not this version's: vision-o3 admin migrate."
+
+_log = structlog.get_logger(__name__)
 
 router = APIRouter(prefix="/health", tags=["health"], dependencies=[Public])
 
@@ -48,9 +51,10 @@ def check_database(gateway: Gateway) -> dict[str, str]:
 
 
 def check_store(gateway: Gateway) -> dict[str, str]:
-    """Return what is wrong with the store, or ``ok``."""
+    """Return what is wrong with the store, or ``ok``; why is said in the log only."""
     try:
         gateway.store.find(NO_OBJECT)
-    except VisionO3Error:
+    except VisionO3Error as error:
+        _log.warning("store.unreachable", code=error.code, message=error.message)
         return {"store": "The object store cannot be reached."}
     return {"store": "ok"}

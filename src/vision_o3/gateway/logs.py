@@ -1,9 +1,10 @@
-"""Logging of the gateway process: JSON lines on standard output."""
+"""Logging: the gateway's JSON lines on standard output, a command's on its error."""
 
 from __future__ import annotations
 
 import logging
 import logging.config
+import sys
 from typing import Any
 
 import structlog
@@ -57,6 +58,22 @@ def configure_logging(level: str) -> None:
                 "uvicorn.access": {"handlers": [], "propagate": False},
                 "python_multipart": {"level": "ERROR"},
                 "alembic": {"level": "WARNING"},
+                # At DEBUG they show signatures and session tokens.
+                "botocore": {"level": "INFO"},
+                "urllib3": {"level": "INFO"},
             },
         }
+    )
+
+
+def log_to_stderr() -> None:
+    """Write log lines, from INFO up, to standard error: output is for the answer."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )

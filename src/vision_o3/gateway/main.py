@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import timedelta
@@ -15,6 +16,7 @@ import structlog
 from fastapi import FastAPI
 
 from vision_o3 import __version__
+from vision_o3.db.changes import ChangeListener, CommitCounter
 from vision_o3.db.engine import Database
 from vision_o3.db.migrate import is_current
 from vision_o3.errors import ConfigurationError, VisionO3Error
@@ -23,14 +25,19 @@ from vision_o3.gateway.auth import Tokens
 from vision_o3.gateway.deps import Gateway
 from vision_o3.gateway.logs import configure_logging
 from vision_o3.gateway.middleware import EarlyEnd, RequestLog
+from vision_o3.gateway.o3_client import O3Client
 from vision_o3.registry.claims import Timing
+from vision_o3.registry.hot_cache import HotCache
 from vision_o3.registry.inspecting import Inspector
 from vision_o3.registry.maintenance import Sweeper
+from vision_o3.registry.rebuilding import require_index
+from vision_o3.registry.relaying import Relay
+from vision_o3.registry.resolving import MetadataCache
 from vision_o3.registry.services import DatasetService, ModelService
 from vision_o3.registry.spool import Spool
+from vision_o3.registry.suspects import Suspects
 from vision_o3.schemas.problems import Problem
 from vision_o3.settings import Settings, load_settings
-from vision_o3.storage.factory import open_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -80,6 +87,8 @@ def create_app(
                 sweeping.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await sweeping
+                if gateway.hot_cache is not None:
+                    await gateway.hot_cache.close()
 
     app = FastAPI(
         title="Vision-O3",
@@ -145,9 +154,13 @@ def _open_gateway(
         if database is None:
             database = Database(settings.database_url.get_secret_value())
             opened.callback(database.close)
+        cache = _open_metadata_cache(settings, database, opened)
         if store is None:
-            store = open_store(settings.store)
-            opened.callback(store.close)
+            store = opened.enter_context(O3Client.open(settings)).store
+            require_index(database, store)
+        hot_cache = _open_hot_cache(settings)
+        relay = Relay(store, cache=hot_cache, marks=Suspects(database))
+        opened.callback(relay.close)
         spool = Spool(
             settings.spool_directory,
             max_size=settings.max_upload_bytes,
@@ -167,8 +180,9 @@ def _open_gateway(
             store=store,
             spool=spool,
             inspector=inspector,
-            models=ModelService(database, store, inspector, timing),
-            datasets=DatasetService(database, store, inspector, timing),
+            hot_cache=hot_cache,
+            models=ModelService(database, store, inspector, timing, relay, cache),
+            datasets=DatasetService(database, store, inspector, timing, relay, cache),
             tokens=Tokens(settings, clock),
             signing_in=anyio.CapacityLimiter(_SIGNING_IN),
             publishing=anyio.CapacityLimiter(settings.max_concurrent_publishes),
@@ -176,8 +190,39 @@ def _open_gateway(
         yield gateway, Sweeper(database, store, spool, timing)
 
 
+def _open_hot_cache(settings: Settings) -> HotCache | None:
+    """Return where artifacts that are asked for are kept, if anywhere."""
+    directory = settings.cache_directory
+    if directory is None:
+        return None
+    return HotCache(
+        directory, capacity=settings.cache_bytes, min_free=settings.min_free_bytes
+    )
+
+
+def _open_metadata_cache(
+    settings: Settings, database: Database, opened: contextlib.ExitStack
+) -> MetadataCache | None:
+    """Return what resolved versions are kept in, told of changes where that can be."""
+    if not settings.metadata_ttl_s:
+        return None
+    url = settings.database_url.get_secret_value()
+    if database.dialect == "sqlite":
+        commits = CommitCounter(url)
+        opened.callback(commits.close)
+        return MetadataCache(settings.metadata_ttl_s, commits=commits)
+    cache = MetadataCache(settings.metadata_ttl_s)
+    listener = ChangeListener(url, on_change=cache.changed, on_reset=cache.reset)
+    opened.callback(listener.close)
+    return cache
+
+
 async def sweep_for_ever(sweeper: Sweeper, interval_s: float) -> None:
-    """Sweep now and then until cancelled, whatever a sweep meets."""
+    """Sweep now and then until cancelled, whatever a sweep meets.
+
+    The pauses vary, so that gateways which were started together do not go on sweeping
+    at the same moments.
+    """
     while True:
         try:
             swept = await anyio.to_thread.run_sync(sweeper.sweep)
@@ -188,7 +233,7 @@ async def sweep_for_ever(sweeper: Sweeper, interval_s: float) -> None:
         else:
             if any(asdict(swept).values()):
                 _log.info("sweep.done", **asdict(swept))
-        await asyncio.sleep(interval_s)
+        await asyncio.sleep(interval_s * random.uniform(0.75, 1.25))  # noqa: S311 - jitter
 
 
 def _describe_problems(app: FastAPI) -> None:

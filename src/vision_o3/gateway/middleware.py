@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from vision_o3.gateway.turns import Turns
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -47,6 +49,7 @@ class RequestLog:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -69,6 +72,7 @@ class RequestLog:
         async def send_counted(message: Message) -> None:
             nonlocal status, sent, complete
             if message["type"] == "http.response.start":
+                begun()
                 status = message["status"]
                 headers = list(message.get("headers", ()))
                 headers.append((REQUEST_ID_HEADER, given))
@@ -80,7 +84,10 @@ class RequestLog:
             await send(message)
 
         started = time.perf_counter()
-        with structlog.contextvars.bound_contextvars(request_id=state["request_id"]):
+        with (
+            structlog.contextvars.bound_contextvars(request_id=state["request_id"]),
+            self._turns.before_answer(scope) as begun,
+        ):
             try:
                 await self._app(scope, receive_counted, send_counted)
             finally:

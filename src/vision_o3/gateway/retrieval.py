@@ -25,7 +25,6 @@ from vision_o3.gateway.download import (
 from vision_o3.gateway.pages import link_header
 from vision_o3.gateway.problems import describe
 from vision_o3.naming import parse_version
-from vision_o3.registry.relaying import leaf_table
 from vision_o3.registry.values import Page, Version
 from vision_o3.schemas.versions import (
     ListQuery,
@@ -142,14 +141,27 @@ def add_retrieval_routes(router: APIRouter, shape: Shape) -> None:
     _add_byte_routes(router, shape)
 
 
-def _add_metadata_routes(router: APIRouter, shape: Shape) -> None:
-    def by_cid(cid: CIDPath, gateway: GatewayDep) -> VersionRead:
-        """Return the newest version that has this content."""
-        return shape.describe(shape.service(gateway).by_cid(CID.parse(cid)))
+async def _resolved(
+    kept: Version | None, ask: Callable[..., Version], *arguments: object
+) -> Version:
+    """Return the answer that is kept, or go to a thread and ask the database."""
+    if kept is not None:
+        return kept
+    return await run_in_threadpool(ask, *arguments)
 
-    def latest(name: NamePath, gateway: GatewayDep) -> VersionRead:
+
+def _add_metadata_routes(router: APIRouter, shape: Shape) -> None:
+    async def by_cid(cid: CIDPath, gateway: GatewayDep) -> VersionRead:
+        """Return the newest version that has this content."""
+        service, named = shape.service(gateway), CID.parse(cid)
+        found = await _resolved(service.kept(cid=named), service.by_cid, named)
+        return shape.describe(found)
+
+    async def latest(name: NamePath, gateway: GatewayDep) -> VersionRead:
         """Return the latest version."""
-        return shape.describe(shape.service(gateway).latest(name))
+        service = shape.service(gateway)
+        found = await _resolved(service.kept(name), service.latest, name)
+        return shape.describe(found)
 
     def history(
         name: NamePath,
@@ -165,9 +177,14 @@ def _add_metadata_routes(router: APIRouter, shape: Shape) -> None:
         response.headers["Link"] = link_header(request, page)
         return shape.describe_page(page)
 
-    def one(name: NamePath, version: VersionPath, gateway: GatewayDep) -> VersionRead:
+    async def one(
+        name: NamePath, version: VersionPath, gateway: GatewayDep
+    ) -> VersionRead:
         """Return one version."""
-        found = shape.service(gateway).version(name, parse_version(version))
+        service, number = shape.service(gateway), parse_version(version)
+        found = await _resolved(
+            service.kept(name, number), service.version, name, number
+        )
         return shape.describe(found)
 
     for path, handler, answer, own_errors in (
@@ -193,16 +210,16 @@ def _add_byte_routes(router: APIRouter, shape: Shape) -> None:
 
         With it, any byte range of the file is verified against the CID.
         """
-        return await run_in_threadpool(
-            _sidecar_answer, shape.service(gateway), CID.parse(cid), request
-        )
+        service, named = shape.service(gateway), CID.parse(cid)
+        found = await _resolved(service.kept(cid=named), service.by_cid, named)
+        return _sidecar_answer(found, await service.read_sidecar(found), request)
 
     async def download_cid(
         cid: CIDPath, request: Request, gateway: GatewayDep
     ) -> Response:
         """Return the content's bytes."""
-        service = shape.service(gateway)
-        found = await run_in_threadpool(service.by_cid, CID.parse(cid))
+        service, named = shape.service(gateway), CID.parse(cid)
+        found = await _resolved(service.kept(cid=named), service.by_cid, named)
         return await _hand_out(request, gateway, service, found, IMMUTABLE)
 
     async def download(
@@ -215,15 +232,17 @@ def _add_byte_routes(router: APIRouter, shape: Shape) -> None:
         if version is not None:
             return await download_version(name, version, request, gateway)
         service = shape.service(gateway)
-        found = await run_in_threadpool(service.latest, name)
+        found = await _resolved(service.kept(name), service.latest, name)
         return await _hand_out(request, gateway, service, found, LATEST)
 
     async def download_version(
         name: NamePath, version: VersionPath, request: Request, gateway: GatewayDep
     ) -> Response:
         """Return the bytes of one version."""
-        service = shape.service(gateway)
-        found = await run_in_threadpool(service.version, name, parse_version(version))
+        service, number = shape.service(gateway), parse_version(version)
+        found = await _resolved(
+            service.kept(name, number), service.version, name, number
+        )
         return await _hand_out(request, gateway, service, found, IMMUTABLE)
 
     bytes_media: Sequence[str] = ("application/octet-stream",)
@@ -302,16 +321,16 @@ async def _hand_out(
     )
 
 
-def _sidecar_answer(service: ArtifactService, cid: CID, request: Request) -> Response:
-    version = service.by_cid(cid)
-    sidecar = service.sidecar(version)
+def _sidecar_answer(
+    version: Version, sidecar: bytes | None, request: Request
+) -> Response:
+    cid = version.cid
     if sidecar is None:
         raise errors.NotFoundError(
             f"{cid} has no sidecar: it names a single leaf, whose bytes verify "
             "themselves. Fetch them and compare their sha-256.",
             cid=str(cid),
         )
-    leaf_table(cid, version.file_size, sidecar)  # only what the CID names is sent
     etag = f'"{cid}.car"'
     headers = {
         **Content.of(version).headers(IMMUTABLE),
