@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 import pytest
+
+from tests.fakes.s3_servers import S3Server
 
 VISION_O3 = [sys.executable, "-m", "vision_o3"]
 POSTGRES = os.environ.get(
@@ -74,9 +76,49 @@ class Site:
 
 
 @dataclass
+class S3Site(Site):
+    """A site whose store is a bucket; files from 5 MiB, S3's least, go in parts."""
+
+    server: S3Server = field(kw_only=True)
+    bucket: str = field(kw_only=True)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            **super().environment,
+            "VISION_O3_STORE": f"s3://{self.bucket}/registry",
+            "VISION_O3_SPOOL_DIR": str(self.home / "spool"),
+            "VISION_O3_CACHE_DIR": str(self.home / "cache"),
+            "VISION_O3_S3_ENDPOINT": self.server.endpoint,
+            "VISION_O3_S3_REGION": self.server.region,
+            "VISION_O3_S3_MULTIPART_BYTES": str(5 << 20),
+            "VISION_O3_S3_PART_BYTES": str(5 << 20),
+            "AWS_ACCESS_KEY_ID": self.server.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.server.secret_key,
+            **self.extra,
+        }
+
+    def keys(self) -> set[str]:
+        """Return what lies in the bucket, asked for past our own code."""
+        return {key.removeprefix("registry/") for key in self.server.keys(self.bucket)}
+
+
+class Process(Protocol):
+    """What is used of ``subprocess.Popen``."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def kill(self) -> None: ...
+    def terminate(self) -> None: ...
+    def send_signal(self, sig: int) -> None: ...
+    def wait(self, timeout: float = ...) -> int: ...
+
+
+@dataclass
 class RunningGateway:
     url: str
-    process: subprocess.Popen[bytes]
+    process: Process
     log: Path
 
     @property
@@ -88,11 +130,16 @@ class RunningGateway:
         self.process.wait()
 
 
-def start(site: Site) -> RunningGateway:
-    """Start a gateway and wait until it is ready."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start(site: Site, port: int | None = None) -> RunningGateway:
+    """Start a gateway and wait until it is ready."""
+    port = port or free_port()
     log = site.home / f"gateway-{port}.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -102,16 +149,21 @@ def start(site: Site) -> RunningGateway:
             stderr=output,
         )
     gateway = RunningGateway(f"http://127.0.0.1:{port}", process, log)
-    for _ in range(600):
+    wait_until_ready(gateway)
+    return gateway
+
+
+def wait_until_ready(gateway: RunningGateway) -> None:
+    """Wait until a gateway says that it is ready; if it never does, end it."""
+    for _ in range(1200):
         with suppress(urllib.error.URLError, OSError):
             urllib.request.urlopen(f"{gateway.url}/health/ready", timeout=2).close()
-            return gateway
-        if process.poll() is not None:
+            return
+        if gateway.process.poll() is not None:
             break
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
-    raise AssertionError(f"The gateway did not start:\n{log.read_text()}")
+        time.sleep(0.025)
+    gateway.kill()
+    raise AssertionError(f"The gateway did not start:\n{gateway.log.read_text()}")
 
 
 @contextmanager
