@@ -21,10 +21,11 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 MIB = 1 << 20
 REPOSITORY = Path(__file__).parent.parent
@@ -144,14 +145,22 @@ class Gateway:
 
 @contextlib.contextmanager
 def gateway(
-    home: Path, *, inside: Sequence[str] = (), host: str = "127.0.0.1"
+    home: Path,
+    *,
+    inside: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Gateway]:
-    """Run a gateway on SQLite and a directory; ``inside`` is a command's prefix."""
+    """Run a gateway on SQLite and a directory, unless the settings say otherwise.
+
+    ``inside`` is a command's prefix.
+    """
     environment = {
         **os.environ,
         "VISION_O3_DATABASE_URL": f"sqlite:///{home}/registry.db",
         "VISION_O3_STORE": str(home / "objects"),
         "VISION_O3_JWT_SECRET": secrets.token_urlsafe(48),
+        **settings,
     }
     command = [sys.executable, "-m", "vision_o3"]
     url = f"http://{host}:{free_port()}"
@@ -172,7 +181,11 @@ def gateway(
             stderr=log,
         )
     try:
-        wait_for(f"{url}/health/ready", process)
+        try:
+            wait_for(f"{url}/health/ready", process)
+        except RuntimeError:
+            print((home / "gateway.log").read_text()[-2000:], file=sys.stderr)
+            raise
         name = f"bench-{secrets.token_hex(4)}"
         added = subprocess.run(
             [*command, "user", "add", name, "--json"]
