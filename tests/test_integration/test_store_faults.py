@@ -160,7 +160,7 @@ def chosen() -> Iterator[Any]:
             if stage.operation != "PutObject" or stage.key != "*.zip":
                 continue
         elif not ALL and stage.key != "*.record.json":
-            faults = FAULTS[index % 3 :: 3]
+            faults = FAULTS[index % 6 :: 6]
         name = (
             f"{stage.name}, {'once' if times else 'for ever'}, "
             f"{'guarded' if conditional else 'emulated'}"
