@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import random
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from tests.fakes.model_files import tflite
 from tests.fakes.scripted_store import ScriptedStore
 from tests.test_registry.conftest import Registry, open_registry
+from vision_o3.content.dag import cid_of_bytes
 from vision_o3.errors import IntegrityError, LengthMismatchError, ObjectNotFoundError
 from vision_o3.registry import relaying
 from vision_o3.storage.local import LocalStore
@@ -125,3 +128,21 @@ def test_leaf_digests_are_read_once(tmp_path: Path) -> None:
         relay = relaying.Relay(store)
         version = registry.models.latest("m")
         assert relay.table(version) is relay.table(version)
+
+
+@pytest.mark.parametrize("letters", ["CO", "SO"])
+def test_manifest_that_is_wrong_once_is_read_again(
+    tmp_path: Path, letters: str
+) -> None:
+    store = ScriptedStore("", LocalStore(tmp_path / "objects"))
+    with open_registry(tmp_path, store) as registry:
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as writer:
+            writer.writestr("a.txt", b"1")
+        version = registry.publish_dataset(archive.getvalue()).version
+        store._script = iter(letters)
+        manifest = registry.datasets.manifest(version)
+        assert str(cid_of_bytes(manifest)) == str(version.manifest_cid)
+        store._script = iter("CC")
+        with pytest.raises(IntegrityError):
+            registry.datasets.manifest(version)

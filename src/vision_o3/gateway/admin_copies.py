@@ -18,9 +18,8 @@ from vision_o3.errors import (
     InputError,
 )
 from vision_o3.gateway.logs import log_to_stderr
-from vision_o3.gateway.main import check_migrated
 from vision_o3.gateway.o3_client import O3Client
-from vision_o3.gateway.opening import open_database, open_spool
+from vision_o3.gateway.opening import check_migrated, open_database, open_spool
 from vision_o3.registry.mirroring import Mirror
 from vision_o3.registry.scrubbing import Scrubber
 from vision_o3.registry.suspects import Suspects

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 from vision_o3 import __version__
 from vision_o3.gateway.logs import log_to_stderr
-from vision_o3.gateway.main import timing_of
 from vision_o3.gateway.o3_client import O3Client
-from vision_o3.gateway.opening import open_database
+from vision_o3.gateway.opening import open_database, timing_of
 from vision_o3.registry import backups
 from vision_o3.registry.rebuilding import Rebuilder
 from vision_o3.settings import load_settings

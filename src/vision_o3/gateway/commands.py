@@ -15,9 +15,8 @@ from vision_o3.db import migrate as migrations
 from vision_o3.db import queries
 from vision_o3.gateway import auth
 from vision_o3.gateway.logs import configure_logging, log_to_stderr
-from vision_o3.gateway.main import timing_of
 from vision_o3.gateway.o3_client import O3Client
-from vision_o3.gateway.opening import open_database, open_spool
+from vision_o3.gateway.opening import open_database, open_spool, timing_of
 from vision_o3.registry.maintenance import Sweeper
 from vision_o3.registry.rebuilding import require_index
 from vision_o3.settings import load_settings

@@ -7,7 +7,6 @@ import contextlib
 import random
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -18,15 +17,19 @@ from fastapi import FastAPI
 from vision_o3 import __version__
 from vision_o3.db.changes import ChangeListener, CommitCounter
 from vision_o3.db.engine import Database
-from vision_o3.db.migrate import is_current
-from vision_o3.errors import ConfigurationError, VisionO3Error
+from vision_o3.errors import VisionO3Error
 from vision_o3.gateway import datasets, health, models, problems, sign_in
 from vision_o3.gateway.auth import Tokens
 from vision_o3.gateway.deps import Gateway
 from vision_o3.gateway.logs import configure_logging
 from vision_o3.gateway.middleware import EarlyEnd, RequestLog
 from vision_o3.gateway.o3_client import O3Client
-from vision_o3.registry.claims import Timing
+from vision_o3.gateway.opening import (
+    check_migrated,
+    open_database,
+    open_spool,
+    timing_of,
+)
 from vision_o3.registry.hot_cache import HotCache
 from vision_o3.registry.inspecting import Inspector
 from vision_o3.registry.maintenance import Sweeper
@@ -34,7 +37,6 @@ from vision_o3.registry.rebuilding import require_index
 from vision_o3.registry.relaying import Relay
 from vision_o3.registry.resolving import MetadataCache
 from vision_o3.registry.services import DatasetService, ModelService
-from vision_o3.registry.spool import Spool
 from vision_o3.registry.suspects import Suspects
 from vision_o3.schemas.problems import Problem
 from vision_o3.settings import Settings, load_settings
@@ -120,27 +122,6 @@ def app_from_environment() -> FastAPI:
     return create_app(settings)
 
 
-def check_migrated(settings: Settings) -> None:
-    """Raise unless the database has this version's schema.
-
-    Raises:
-        ConfigurationError: It has not; the message says what to do.
-        DatabaseUnavailableError: It cannot be reached.
-    """
-    if not is_current(settings.database_url.get_secret_value()):
-        raise ConfigurationError(
-            "The database's tables are not those of this version. Run 'vision-o3 "
-            "admin migrate', or start with 'vision-o3 serve --migrate'.",
-        )
-
-
-def timing_of(settings: Settings) -> Timing:
-    """Return how long claims last and are waited for."""
-    return Timing(
-        lease=timedelta(seconds=settings.lease_s), claim_wait_s=settings.claim_wait_s
-    )
-
-
 @contextlib.contextmanager
 def _open_gateway(
     settings: Settings,
@@ -150,10 +131,10 @@ def _open_gateway(
 ) -> Iterator[tuple[Gateway, Sweeper]]:
     """Open what the gateway needs; close what was opened."""
     with contextlib.ExitStack() as opened:
-        check_migrated(settings)
         if database is None:
-            database = Database(settings.database_url.get_secret_value())
-            opened.callback(database.close)
+            database = opened.enter_context(open_database(settings))
+        else:
+            check_migrated(settings)
         cache = _open_metadata_cache(settings, database, opened)
         if store is None:
             store = opened.enter_context(O3Client.open(settings)).store
@@ -161,12 +142,7 @@ def _open_gateway(
         hot_cache = _open_hot_cache(settings)
         relay = Relay(store, cache=hot_cache, marks=Suspects(database))
         opened.callback(relay.close)
-        spool = Spool(
-            settings.spool_directory,
-            max_size=settings.max_upload_bytes,
-            min_free=settings.min_free_bytes,
-        )
-        opened.callback(spool.close)
+        spool = opened.enter_context(open_spool(settings))
         timing = timing_of(settings)
         inspector = Inspector(
             spool,

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from vision_o3.content.cid import CID
     from vision_o3.registry.relaying import Relay
     from vision_o3.registry.values import Version
-    from vision_o3.storage.base import ObjectStore
 
 _KEPT_MANIFESTS = 64 << 20
 _KEPT_INDEXES = 64 << 20
@@ -58,8 +57,7 @@ class Member:
 class Members:
     """Finds and reads files of archives. Safe in any thread; ``stream`` is async."""
 
-    def __init__(self, store: ObjectStore, relay: Relay) -> None:
-        self._store = store
+    def __init__(self, relay: Relay) -> None:
         self._relay = relay
         self._manifests: Kept[bytes] = Kept(_KEPT_MANIFESTS)
         self._indexes: Kept[MemberIndex] = Kept(_KEPT_INDEXES)
@@ -78,7 +76,7 @@ class Members:
             raise _no_archive(version)
         content = self._manifests.find(cid)
         if content is None:
-            content = self._read_document(key, cid)
+            content = self._read_document(version, key, cid)
             self._manifests.keep(cid, content, len(content))
         return content
 
@@ -171,7 +169,7 @@ class Members:
             raise _no_archive(version)
         index = self._indexes.find(cid)
         if index is None:
-            content = self._read_document(key, cid)
+            content = self._read_document(version, key, cid)
             try:
                 index = MemberIndex.decode(content)
             except ValueError as error:
@@ -179,10 +177,13 @@ class Members:
             self._indexes.keep(cid, index, len(content))
         return index
 
-    def _read_document(self, key: str, cid: CID) -> bytes:
-        content = self._store.get(key, max_size=MAX_MANIFEST_SIZE)
-        check_bytes(content, cid, key)
-        return content
+    def _read_document(self, version: Version, key: str, cid: CID) -> bytes:
+        return self._relay.read_document(
+            version,
+            key,
+            MAX_MANIFEST_SIZE,
+            lambda content: check_bytes(content, cid, key),
+        )
 
 
 def _checked(pieces: Iterator[bytes], entry: FileEntry) -> Iterator[bytes]:

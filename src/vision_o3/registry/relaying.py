@@ -155,21 +155,42 @@ class Relay:
         return table
 
     def _read_sidecar(self, version: Version, key: str) -> bytes:
-        """Return the stored sidecar once it is verified; read again if it is wrong."""
-        most = max_sidecar_size(version.file_size)
-        sidecar = self._store.get(key, max_size=most)
+        sidecar = self.read_document(
+            version,
+            key,
+            max_sidecar_size(version.file_size),
+            lambda found: leaf_table(version.cid, version.file_size, found),
+        )
+        self._sidecars.keep(version.cid, sidecar, len(sidecar))
+        return sidecar
+
+    def read_document(
+        self,
+        version: Version,
+        key: str,
+        max_size: int,
+        check: Callable[[bytes], object],
+    ) -> bytes:
+        """Return a small object of a version that passes a check.
+
+        It is read again if it does not, and marked if it does not then.
+
+        Raises:
+            IntegrityError: As ``check`` raises.
+            ObjectNotFoundError, StorageError: The store failed.
+        """
+        content = self._store.get(key, max_size=max_size)
         try:
-            leaf_table(version.cid, version.file_size, sidecar)
+            check(content)
         except IntegrityError as error:
-            self._report("sidecar.wrong", version, key, error)
-            sidecar = self._store.get(key, max_size=most)
+            self._report("document.wrong", version, key, error)
+            content = self._store.get(key, max_size=max_size)
             try:
-                leaf_table(version.cid, version.file_size, sidecar)
+                check(content)
             except IntegrityError as second:
                 self._mark(key, version.cid, second)
                 raise
-        self._sidecars.keep(version.cid, sidecar, len(sidecar))
-        return sidecar
+        return content
 
     # ---------------------------------------------------------------- for threads
 

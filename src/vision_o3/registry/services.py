@@ -187,7 +187,7 @@ class DatasetService(ArtifactService):
         cache: MetadataCache | None = None,
     ) -> None:
         super().__init__(database, store, inspector, timing, relay, cache)
-        self._members = Members(store, self._relay)
+        self._members = Members(self._relay)
         self._comparing = threading.BoundedSemaphore(_COMPARING)
 
     def manifest(self, version: Version) -> bytes:
