@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vision_o3.errors import IntegrityError, VisionO3Error
+    from vision_o3.sdk.aio import AsyncVisionO3Client
     from vision_o3.sdk.client import VisionO3Client
     from vision_o3.sdk.verifier import CIDVerifier
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncVisionO3Client",
     "CIDVerifier",
     "IntegrityError",
     "VisionO3Client",
@@ -23,6 +25,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsyncVisionO3Client": "vision_o3.sdk.aio",
     "CIDVerifier": "vision_o3.sdk.verifier",
     "IntegrityError": "vision_o3.errors",
     "VisionO3Client": "vision_o3.sdk.client",

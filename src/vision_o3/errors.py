@@ -21,6 +21,7 @@ Families answer "what may the caller do about it"::
     │   └── ObjectNotFoundError      object_not_found
     ├── ConflictError            re-read and decide
     │   ├── AlreadyExistsError       already_exists
+    │   ├── ContentNeededError       content_needed
     │   └── UploadInProgressError    upload_in_progress
     ├── IntegrityError           distrust the source (integrity_error)
     │   ├── DigestMismatchError      digest_mismatch
@@ -34,7 +35,10 @@ Families answer "what may the caller do about it"::
     ├── GatewayBusyError         wait, then try again (gateway_busy)
     ├── CacheError               (edge) make room or fix permissions (cache_error)
     ├── ConfigurationError       mend the settings (invalid_configuration)
-    └── TransportError           (edge) the exchange did not complete (transport_error)
+    ├── TransportError           (edge) the exchange did not complete (transport_error)
+    │   ├── OfflineError             offline
+    │   └── DeadlineExceededError    deadline_exceeded
+    └── CancelledError           (edge) ask again: it goes on where it was (cancelled)
 
 ``code`` is stable and never reused: it travels in the gateway's problem documents,
 and ``from_code`` turns it back into the same class on the device. ``retryable``
@@ -174,6 +178,12 @@ class AlreadyExistsError(ConflictError):
     code = "already_exists"
 
 
+class ContentNeededError(ConflictError):
+    """The content was named, not sent, and the gateway does not have it (``cid``)."""
+
+    code = "content_needed"
+
+
 class UploadInProgressError(ConflictError):
     """Another upload to the same line is being stored (``retry_after_s``)."""
 
@@ -261,6 +271,26 @@ class TransportError(VisionO3Error):
 
     code = "transport_error"
     retryable = True
+
+
+class OfflineError(TransportError):
+    """The network would be needed, and the client was told not to use it."""
+
+    code = "offline"
+    retryable = False
+
+
+class DeadlineExceededError(TransportError):
+    """The call took longer than it was given (``deadline_s``)."""
+
+    code = "deadline_exceeded"
+    retryable = False
+
+
+class CancelledError(VisionO3Error):
+    """The call was cancelled. What it had got by then is kept for the next one."""
+
+    code = "cancelled"
 
 
 def _tree(root: Type[VisionO3Error]) -> Iterator[Type[VisionO3Error]]:

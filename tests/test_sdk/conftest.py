@@ -86,9 +86,9 @@ def client(make_client: MakeClient) -> VisionO3Client:
 
 
 def cached_files(directory: Path) -> List[Path]:
-    """Return all files below a cache directory but what is known of versions."""
+    """Return what a cache directory offers: no partial files, nothing on versions."""
     return [
         path
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and "resolved" not in path.parts
+        if path.is_file() and not {"resolved", "partial"} & set(path.parts)
     ]

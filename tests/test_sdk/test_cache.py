@@ -1,22 +1,31 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 import pytest
 
-from tests.test_sdk.conftest import cached_files, content_of
+from tests.test_sdk.conftest import MIB, cached_files, content_of
 from vision_o3.content.cid import CID
 from vision_o3.content.dag import cid_of_bytes
 from vision_o3.errors import CacheError, StorageFullError
 from vision_o3.sdk import cache as cache_module
-from vision_o3.sdk.cache import Cache, Resolutions, replace_text
+from vision_o3.sdk import disk
+from vision_o3.sdk.cache import Cache, PartialFile
+from vision_o3.sdk.disk import replace_text
+from vision_o3.sdk.resolving import Resolutions
+
+LARGE = content_of(2 * MIB + 7)
+LARGE_CID = cid_of_bytes(LARGE)
 
 
 @pytest.fixture
@@ -232,15 +241,120 @@ def test_cache_that_cannot_be_made(tmp_path: Path) -> None:
         pass
 
 
-def test_what_died_is_removed_after_a_day(cache: Cache) -> None:
-    partial = cache.directory / "partial"
-    (partial / "old.gone").mkdir(parents=True)
-    for path in (partial / "old.part", partial / "new.part"):
-        path.touch()
-    for path in (partial / "old.part", partial / "old.gone"):
-        os.utime(path, (0, 0))
-    put(cache, b"abc")
-    assert [path.name for path in partial.iterdir()] == ["new.part"]
+DAY = 24 * 3600.0
+
+
+@pytest.mark.parametrize(
+    ("name", "days", "is_locked", "stays"),
+    [
+        ("0123.part", 0.9, False, True),
+        ("0123.part", 1.1, False, False),
+        ("0123.gone", 1.1, False, False),
+        (f"{LARGE_CID}.part", 6.9, False, True),
+        (f"{LARGE_CID}.part", 7.1, False, False),
+        (f"{LARGE_CID}.part", 7.1, True, True),
+    ],
+)
+def test_what_died_is_removed_in_time(
+    cache: Cache, name: str, days: float, is_locked: bool, stays: bool
+) -> None:
+    path = begun(cache, LARGE_CID).with_name(name)
+    path.with_name(f"{LARGE_CID}.part").rename(path)
+    os.utime(path, (time.time() - days * DAY,) * 2)
+    with path.open("rb") as file:
+        if is_locked:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        put(cache, b"abc")
+        assert path.exists() is stays
+
+
+def test_folders_on_their_way_out_go_too(cache: Cache) -> None:
+    doomed = begun(cache, LARGE_CID).with_name("0123.gone")
+    doomed.mkdir()
+    (doomed / "m.onnx").touch()
+    os.utime(doomed, (0, 0))
+    cache.prune()
+    assert not doomed.exists()
+
+
+def begun(cache: Cache, cid: CID, content: bytes = b"x" * 100_000) -> Path:
+    """Let a transfer of a CID have begun."""
+    path = cache.partial_path(cid)
+    path.write_bytes(content)
+    return path
+
+
+def test_without_locks_only_what_is_old_is_unused(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    path = begun(cache, LARGE_CID)
+    cache.clear()
+    assert path.exists()
+    os.utime(path, (time.time() - 3601,) * 2)
+    cache.clear()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_transfers_that_nobody_goes_on_with_give_way_before_artifacts(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, is_locked: bool
+) -> None:
+    cid, path = put(cache, b"abc"), begun(cache, LARGE_CID)
+    needed = 10 + cache_module.SPARE_BYTES
+    with path.open("rb") as file:
+        if is_locked:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        set_free(monkeypatch, needed - 1, needed)
+        cache.make_room(10)
+    assert path.exists() is is_locked
+    assert (cache.find(cid) is None) is is_locked
+
+
+def test_room_is_not_made_of_what_is_pinned(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = put(cache, b"abc"), put(cache, b"defg")
+    age(cache, first, 10)
+    cache.pin(first)
+    needed = 10 + cache_module.SPARE_BYTES
+    set_free(monkeypatch, needed - 5)
+    with pytest.raises(StorageFullError, match="unpin"):
+        cache.make_room(10)
+    assert len(cache.entries()) == 2, "nothing is sacrificed in vain"
+    set_free(monkeypatch, needed - 4, needed)
+    cache.make_room(10)
+    assert [entry.cid for entry in cache.entries()] == [str(first)]
+    assert second != first
+
+
+def test_what_could_not_be_removed_makes_no_room(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cid = put(cache, b"abc")
+    set_free(monkeypatch, 10 + cache_module.SPARE_BYTES - 1)
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(StorageFullError):
+        cache.make_room(10)
+    assert cache.find(cid) is not None
+
+
+def set_free(monkeypatch: pytest.MonkeyPatch, *frees: int) -> None:
+    """Let the disk have so many bytes free, each time it is asked; then the last."""
+    left = list(frees)
+
+    class Usage:
+        def __init__(self, _: object) -> None:
+            self.free = left.pop(0) if len(left) > 1 else left[0]
+
+    monkeypatch.setattr(shutil, "disk_usage", Usage)
+
+
+def refused(*_: object) -> None:
+    raise PermissionError(errno.EACCES, "No")
 
 
 def test_clear_removes_all_but_what_is_in_use(cache: Cache) -> None:
@@ -273,15 +387,16 @@ def test_clear_says_when_it_could_not(
 def test_eviction_by_another_process_in_between(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, evictions = cache_module._make_directory, [2]
+    make, evictions = disk.make_directory, [2]
 
-    def make_and_evict(path: Path) -> None:
-        make(path)
-        if evictions[0]:
+    def make_and_evict(root: Path, *names: str) -> Path:
+        path = make(root, *names)
+        if "artifacts" in names and evictions[0]:
             evictions[0] -= 1
             path.rmdir()
+        return path
 
-    monkeypatch.setattr(cache_module, "_make_directory", make_and_evict)
+    monkeypatch.setattr(disk, "make_directory", make_and_evict)
     assert cache.find(put(cache, b"abc")) is not None
     evictions[0] = 99
     with pytest.raises(CacheError, match="cannot be made"):
@@ -317,6 +432,334 @@ def test_an_entry_that_vanishes_is_not_listed(
     assert cache.entries() == []
 
 
+def test_a_file_that_took_the_name_of_another_is_not_kept(cache: Cache) -> None:
+    path = cache.partial_path(LARGE_CID)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        os.write(descriptor, LARGE)
+        path.unlink()
+        path.write_bytes(b"rotten")
+        with pytest.raises(CacheError, match="was replaced"):
+            cache.keep(PartialFile(descriptor, path), LARGE_CID, "m.onnx")
+    finally:
+        os.close(descriptor)
+    assert cache.find(LARGE_CID, verify=False) is None
+
+
+def test_of_two_names_of_a_file_one_is_kept(cache: Cache) -> None:
+    put(cache, LARGE)
+    kept = cache.find(LARGE_CID)
+    assert kept is not None
+    path = cache.partial_path(LARGE_CID)
+    os.link(kept, path)
+    with path.open("r+b") as file:
+        partial = PartialFile(file.fileno(), path)
+        assert cache.keep(partial, LARGE_CID, kept.name) == kept
+    assert not path.exists()
+    assert cache.find(LARGE_CID) == kept
+
+
+# Pins
+
+
+def test_what_is_pinned_is_not_evicted(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "c", max_bytes=15)
+    cids = [put(cache, bytes([i]) * 10) for i in range(3)]
+    for index, cid in enumerate(cids):
+        age(cache, cid, 100 - index)
+    cache.pin(cids[0])
+    cache.evict(keep=cids[2])
+    assert [entry.cid for entry in cache.entries() if entry.pinned] == [str(cids[0])]
+    assert {entry.cid for entry in cache.entries()} == {str(cids[0]), str(cids[2])}
+    assert Cache(tmp_path / "c").unpin(cids[0]), "a pin is of all processes"
+    cache.evict()
+    assert {entry.cid for entry in cache.entries()} == {str(cids[2])}
+
+
+def test_pins_come_and_go_before_the_artifact(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "c", max_bytes=0)
+    cid = cid_of_bytes(b"abc")
+    assert not cache.unpin(cid)
+    cache.pin(cid)
+    cache.pin(cid)
+    assert cache.pins() == {str(cid)}
+    put(cache, b"abc")
+    cache.prune()
+    assert cache.find(cid) is not None
+    assert (cache.unpin(cid), cache.unpin(cid)) == (True, False)
+    assert cache.prune() == 3
+
+
+def test_clear_removes_pins_and_transfers_that_nobody_goes_on_with(
+    cache: Cache,
+) -> None:
+    cid, path = put(cache, b"abc"), begun(cache, LARGE_CID)
+    cache.pin(cid)
+    cache.clear()
+    assert cache.pins() == set()
+    assert cache.size() == 0
+    assert not path.exists()
+
+
+def test_a_pin_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match="permissions"):
+        Cache(tmp_path / "file").pin(cid_of_bytes(b"abc"))
+
+
+# Pruning
+
+
+@pytest.mark.parametrize(("max_bytes", "left"), [(None, 2), (25, 2), (9, 0), (99, 3)])
+def test_prune_keeps_to_a_limit(
+    tmp_path: Path, max_bytes: Optional[int], left: int
+) -> None:
+    cache = Cache(tmp_path / "c", max_bytes=20)
+    for i in range(3):
+        age(cache, put(cache, bytes([i]) * 10), 100 - i)
+    assert cache.prune(max_bytes) == (3 - left) * 10
+    assert [entry.files[0].read_bytes()[0] for entry in cache.entries()] == [
+        *range(3 - left, 3)
+    ]
+
+
+def test_prune_removes_transfers_that_were_given_up(cache: Cache) -> None:
+    path = begun(cache, LARGE_CID)
+    size = path.stat().st_blocks * 512
+    assert cache.prune() == 0
+    os.utime(path, (0, 0))
+    assert cache.prune() == size
+    assert not path.exists()
+
+
+def test_prune_says_when_it_could_not(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(cache, b"abc")
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(CacheError, match="permissions"):
+        cache.prune(0)
+    assert cache.size() == 3
+
+
+# Rot
+
+
+def artifact(cache: Cache, cid: CID, name: str = "m.onnx") -> Path:
+    return cache.directory / "artifacts" / str(cid) / name
+
+
+def rot(path: Path, at: int = MIB + 5) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"!")
+
+
+def states(cache: Cache) -> Dict[str, str]:
+    return {each.path.name: each.state for each in cache.verify()}
+
+
+def test_verify_tells_what_each_file_is(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(cache, b"abc", "right")
+    rot(artifact(cache, put(cache, b"def", "small"), "small"), 0)
+    rot(artifact(cache, put(cache, LARGE, "large"), "large"))
+    put(cache, b"ghi", "unreadable")
+    put(cache, b"jkl", "gone")
+    (cache.directory / "artifacts" / "no-cid").mkdir()
+    (cache.directory / "artifacts" / "no-cid" / "other").touch()
+    open_file = disk.open_file
+
+    def refuse(path: Path) -> Any:
+        if path.name == "unreadable":
+            raise OSError(errno.EIO, "The sector is bad")
+        if path.name == "gone":  # another process evicts it just now
+            path.unlink()
+        return open_file(path)
+
+    monkeypatch.setattr(disk, "open_file", refuse)
+    found = {"right": "right", "unreadable": "unreadable"}
+    assert states(cache) == {**found, "small": "rotten", "large": "rotten"}
+    assert states(cache) == found
+
+
+def test_verify_tells_how_far_it_is(cache: Cache) -> None:
+    for content in (b"", b"abc", LARGE):
+        put(cache, content)
+    told: List[Tuple[int, int]] = []
+    assert len(list(cache.verify(lambda *each: told.append(each)))) == 3
+    assert told == sorted(told)
+    assert {total for _, total in told} == {told[-1][0]} == {len(LARGE) + 3}
+
+
+@pytest.mark.parametrize("how", ["find", "read", "verify"])
+@pytest.mark.parametrize("begun_before", [False, True])
+def test_rot_is_where_the_next_download_goes_on(
+    cache: Cache, how: str, begun_before: bool
+) -> None:
+    put(cache, LARGE)
+    path = artifact(cache, LARGE_CID)
+    rot(path)
+    rotten = path.read_bytes()
+    os.utime(path, (time.time() - 30 * DAY,) * 2)
+    path.chmod(0o444)
+    if begun_before:
+        begun(cache, LARGE_CID, b"begun")
+    use: Dict[str, Callable[[], object]] = {
+        "find": lambda: cache.find(LARGE_CID, "m.onnx"),
+        "read": lambda: cache.read(LARGE_CID, len(LARGE)),
+        "verify": lambda: states(cache).pop("right", None),
+    }
+    assert use[how]() is None
+    assert cache.find(LARGE_CID, verify=False) is None
+    partial = cache.partial_path(LARGE_CID)
+    assert partial.read_bytes() == (b"begun" if begun_before else rotten)
+    assert partial.stat().st_mode & 0o600 == 0o600, "a transfer can go on"
+    assert cache.missing() == [LARGE_CID]
+
+
+def test_a_rotten_file_of_one_leaf_or_without_links_is_dropped(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", refused)
+    cids = [put(cache, content) for content in (b"abc", LARGE)]
+    for cid in cids:
+        rot(artifact(cache, cid), 0)
+        assert cache.find(cid) is None
+        assert not cache.partial_path(cid).exists()
+    cache.discard(cids[0])
+    assert cache.missing() == [cids[1]]
+
+
+def test_all_names_of_a_rotten_file_go(cache: Cache) -> None:
+    put(cache, LARGE)
+    assert cache.find(LARGE_CID, "other.onnx") is not None
+    rot(artifact(cache, LARGE_CID))
+    assert states(cache) == {"m.onnx": "rotten", "other.onnx": "rotten"}
+    assert cache.entries() == []
+
+
+# Links
+
+
+@pytest.mark.parametrize(
+    "where", ["artifacts", f"artifacts/{LARGE_CID}", "partial", "pins", "resolved"]
+)
+def test_no_link_in_the_cache_is_followed(
+    cache: Cache, tmp_path: Path, where: str
+) -> None:
+    resolutions = Resolutions(cache, "http://a")
+
+    def fill() -> None:
+        put(cache, LARGE)
+        begun(cache, LARGE_CID)
+        cache.pin(LARGE_CID)
+        resolutions.keep("models", "m@1", {"a": 1})
+
+    def found() -> Set[str]:
+        return {
+            *(f"entry {entry.cid}" for entry in cache.entries()),
+            *(f"file {each.path.name}" for each in cache.verify()),
+            *(f"pin {cid}" for cid in cache.pins()),
+            *(f"key {key}" for key in resolutions.keys("models")),
+            *(["found"] if cache.find(LARGE_CID, "m.onnx") else []),
+            *(["resolved"] if resolutions.find("models", "m@1") else []),
+        }
+
+    fill()
+    everything = found()
+    path, outside = cache.directory / where, tmp_path / "outside"
+    path.rename(outside)
+    path.symlink_to(outside)
+    before = snapshot(outside)
+    seen = found()
+    cache.evict()
+    cache.prune(0)
+    cache.clear()
+    path.parent.mkdir(exist_ok=True)
+    if os.path.lexists(path):
+        disk.delete(path)  # the link, or what it gave way to
+    path.symlink_to(outside)
+    fill()
+    assert snapshot(outside) == before
+    assert not path.is_symlink()
+    assert found() == everything
+    assert (seen == everything) is (where == "partial"), "it was seen through the link"
+
+
+def snapshot(directory: Path) -> Dict[str, Tuple[int, int]]:
+    states = {str(path): path.stat() for path in directory.rglob("*")}
+    return {name: (state.st_ino, state.st_mtime_ns) for name, state in states.items()}
+
+
+# Processes
+
+WORK = """
+import os, sys
+from vision_o3.content.dag import cid_of_bytes
+from vision_o3.errors import VisionO3Error
+from vision_o3.sdk.cache import Cache, PartialFile
+
+task, cache, rounds = sys.argv[1], Cache(sys.argv[2], 3_000_000), int(sys.argv[3])
+contents = [bytes([i]) * 1_200_000 for i in range(5)]
+cids = [cid_of_bytes(content) for content in contents]
+print("ready", flush=True)
+sys.stdin.readline()
+for i in range(rounds):
+    cid, content = cids[i % 5], contents[i % 5]
+    if task == "write":
+        with cache.write(len(content)) as partial:
+            os.write(partial.descriptor, content[:700_000])
+            os.write(partial.descriptor, content[700_000:])
+            cache.keep(partial, cid, "m.onnx")
+        cache.evict(keep=cid)
+    elif task == "read":
+        path = cache.find(cid, verify=False)
+        if path is not None:
+            try:
+                found = path.read_bytes()
+            except FileNotFoundError:
+                continue
+            assert found == content, "half-written"
+    elif task == "verify":
+        for each in cache.verify():
+            assert each.state == "right", each
+    else:
+        cache.prune(1_300_000)
+        cache.entries()
+"""
+
+
+def test_processes_at_once_see_whole_files_only(cache: Cache) -> None:
+    put(cache, b"abc", "pinned")
+    cache.pin(cid_of_bytes(b"abc"))
+    tasks = ["write", "write", "read", "verify", "prune"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORK, task, str(cache.directory), rounds],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for task, rounds in zip(tasks, ["25", "25", "150", "15", "50"])
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        _, said = process.communicate(timeout=60)
+        assert (process.returncode, said) == (0, "")
+    assert list((cache.directory / "partial").iterdir()) == []
+    assert all(each.state == "right" for each in cache.verify())
+    assert cache.find(cid_of_bytes(b"abc")) is not None, "it is pinned"
+
+
 # What is known of versions
 
 
@@ -329,12 +772,27 @@ def test_resolutions_are_kept_for_each_gateway(cache: Cache) -> None:
     assert second.find("models", "m@1") is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "\x00", '{"a": 1' + " " * (1 << 20)])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "\x00", "{}", '{"document": 1, "sha256": 1}']
+)
 def test_damaged_resolution_is_as_none(cache: Cache, text: str) -> None:
     resolutions = Resolutions(cache, "http://a")
     resolutions.keep("models", "m@1", {"version": 1})
     (path,) = cache.directory.rglob("m@1.json")
     path.write_text(text)
+    assert resolutions.find("models", "m@1") is None
+
+
+def test_any_changed_character_of_a_resolution_is_noticed(cache: Cache) -> None:
+    resolutions = Resolutions(cache, "http://a")
+    resolutions.keep("models", "m@1", {"cid": "abc", "version": 1})
+    (path,) = cache.directory.rglob("m@1.json")
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        found = resolutions.find("models", "m@1")
+        assert found in (None, {"cid": "abc", "version": 1})
+    path.write_bytes(whole.replace(b"abc", b"abd"))
     assert resolutions.find("models", "m@1") is None
 
 

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import io
 import json
 import os
+import re
 import stat
 import time
 from pathlib import Path
-from typing import Any, Callable, List, Tuple
+from typing import Any, Callable, Dict, List, Set, Tuple, Type
 
 import pytest
 
@@ -15,10 +15,13 @@ from tests.test_sdk.conftest import MIB, content_of
 from vision_o3 import errors
 from vision_o3.content.dag import cid_of_bytes
 from vision_o3.sdk import cli
-from vision_o3.sdk.progress import ProgressLine, in_units
+from vision_o3.sdk.client import VisionO3Client
+from vision_o3.sdk.completion import walk
+from vision_o3.sdk.environment import open_client
 
 Run = Callable[..., Tuple[int, str, str]]
 CONTENT = content_of(3 * MIB + 7)
+REPOSITORY = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -92,8 +95,8 @@ def test_pull_to_a_place(run: Run, served: FakeGateway, tmp_path: Path) -> None:
     assert json.loads(out)["path"] == str(tmp_path / "mine")
     assert (tmp_path / "mine").read_bytes() == b"abc"
     code, _, err = run("pull", "m", "-o", str(tmp_path / "none" / "x"))
-    assert code == 1
-    assert "No such file" in err
+    assert code == 3
+    assert "There is no folder" in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "mine", "out"]
 
 
@@ -215,9 +218,130 @@ def test_wrong_bytes_end_with_code_7(run: Run, served: FakeGateway) -> None:
     assert "[digest_mismatch]" in err
 
 
-def test_every_family_of_errors_has_an_exit_code() -> None:
-    given = {cli.exit_code(cls("")) for cls in errors._tree(errors.VisionO3Error)}
-    assert given == {1, 2, 3, 4, 5, 6, 7, 8, 9}
+def documented_exit_codes() -> Dict[int, Tuple[str, Set[str]]]:
+    """Return of each code what it says, and the classes that have it."""
+    text = (REPOSITORY / "docs" / "errors.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (\d+) \| (.+?) \| (.+?) \|$", text.split("## Exit codes")[1], re.MULTILINE
+    )
+    return {
+        int(code): (meaning, set(re.findall(r"`(\w+)`", classes)))
+        for code, meaning, classes in rows
+    }
+
+
+@pytest.mark.parametrize(
+    "cls", list(errors._tree(errors.VisionO3Error)), ids=lambda cls: cls.__name__
+)
+def test_every_error_ends_with_the_code_that_is_documented(
+    run: Run, monkeypatch: pytest.MonkeyPatch, cls: Type[errors.VisionO3Error]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise cls("It failed.")
+
+    monkeypatch.setattr("vision_o3.sdk.client.VisionO3Client.list_models", fail)
+    code, out, err = run("ls")
+    assert (out, err) == ("", f"vision-o3: It failed. [{cls.code}]\n")
+    families = {base.__name__ for base in cls.__mro__}
+    listed = documented_exit_codes().items()
+    assert {code} == ({n for n, (_, classes) in listed if classes & families} or {1})
+
+
+def test_exit_codes_are_told_by_help_and_document(run: Run) -> None:
+    told = {code: meaning for code, (meaning, _) in documented_exit_codes().items()}
+    assert told == cli.MEANINGS
+    _, out, _ = run("--help")
+    for code, meaning in told.items():
+        assert f"  {code:<5}{meaning}\n" in out
+
+
+def test_every_command_can_be_asked_for_json() -> None:
+    parser, _ = cli.build_parser()
+    commands = [each for each in walk(parser) if not each.commands]
+    assert len(commands) > 15
+    for command in commands:
+        assert any("--json" in each.names for each in command.options), command.words
+
+
+def test_options_of_the_network_are_of_every_command_that_uses_it() -> None:
+    parser, _ = cli.build_parser()
+    with_options = {"--offline", "--mirror", "--connections", "--deadline"}
+    for command in walk(parser):
+        if command.words in ("ls", "info", "pull", "push") or (
+            command.words.startswith("dataset ")
+        ):
+            names = {name for each in command.options for name in each.names}
+            assert with_options <= names, command.words
+
+
+@pytest.mark.parametrize("how", ["option", "variable"])
+def test_offline_answers_from_the_cache_alone(
+    run: Run, served: FakeGateway, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    served.publish("m", b"abc")
+    assert run("pull", "m@1")[0] == 0
+    before = len(served.seen)
+    words = ["--offline"] if how == "option" else []
+    if how == "variable":
+        monkeypatch.setenv("VISION_O3_OFFLINE", "1")
+    code, out, _ = run("pull", "m@1", *words)
+    assert (code, Path(out.strip()).read_bytes()) == (0, b"abc")
+    code, _, err = run("ls", *words)
+    assert code == 9
+    assert "[offline]" in err
+    assert len(served.seen) == before
+
+
+def test_offline_that_says_neither_is_an_error(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISION_O3_OFFLINE", "perhaps")
+    code, _, err = run("ls")
+    assert code == 2
+    assert "VISION_O3_OFFLINE is 'perhaps'. Set it to 1 or 0" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "variable", "expected"),
+    [
+        ([], "", []),
+        ([], "http://a.test, http://b.test", ["http://a.test", "http://b.test"]),
+        (["--mirror", "http://c.test"], "http://a.test", ["http://c.test"]),
+    ],
+)
+def test_mirrors_and_bounds_reach_the_client(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    words: List[str],
+    variable: str,
+    expected: List[str],
+) -> None:
+    given: Dict[str, Any] = {}
+
+    def make(**options: Any) -> VisionO3Client:
+        given.update(options)
+        return VisionO3Client(**options)
+
+    monkeypatch.setattr("vision_o3.sdk.environment.VisionO3Client", make)
+    monkeypatch.setenv("VISION_O3_MIRRORS", variable)
+    assert run("ls", *words, "--connections", "2", "--deadline", "9.5")[0] == 0
+    assert list(given["mirrors"]) == expected
+    assert (given["connections"], given["deadline"]) == (2, 9.5)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_secrets_go_only_to_the_gateway_that_the_environment_names(
+    run: Run, served: FakeGateway, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    del run  # what it sets is enough
+    monkeypatch.setenv("VISION_O3_TOKEN", "canary")
+    if not named:
+        monkeypatch.setenv("VISION_O3_URL", "http://other.test")
+    with open_client(gateway_url=f"{served.url}/") as client:
+        client.list_models()
+    assert served.seen[0].headers.get("authorization") == (
+        "Bearer canary" if named else None
+    )
 
 
 @pytest.mark.parametrize(
@@ -242,31 +366,3 @@ def test_what_else_may_happen(
     found, _, err = run("ls")
     assert found == code
     assert said in err
-
-
-def test_progress_is_one_line_that_goes_away() -> None:
-    stream, now = io.StringIO(), [0.0]
-    line = ProgressLine(stream, clock=lambda: now[0])
-    for done in (MIB, 2 * MIB, 3 * MIB, 4 * MIB):
-        line(done, 4 * MIB)
-        now[0] += 0.05 if done == MIB else 1.0
-    drawn = stream.getvalue()
-    assert " 25 %  1.0 MiB of 4.0 MiB" in drawn
-    assert " 50 %" not in drawn, "not redrawn within a tenth of a second"
-    assert "s left" in drawn
-    assert drawn.endswith("\r\x1b[K")
-    assert "\n" not in drawn
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (5 << 20, "5.0 MiB"),
-        (3 << 40, "3072.0 GiB"),
-    ],
-)
-def test_sizes_are_written_for_people(size: int, text: str) -> None:
-    assert in_units(size) == text

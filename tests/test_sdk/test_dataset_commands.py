@@ -101,16 +101,23 @@ def test_files_lists_path_size_type_and_cid(run: Run, served: FakeGateway) -> No
     }
 
 
-@pytest.mark.parametrize("words", [(), ("--json",)])
 def test_cat_writes_the_bytes_and_nothing_else(
-    run: Run, served: FakeGateway, monkeypatch: pytest.MonkeyPatch, words: Any
+    run: Run, served: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served.publish_archive("d", FILES)
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written))
-    code = run("cat", "d", "images/1.jpg", *words)[0]
+    code = run("cat", "d", "images/1.jpg")[0]
     assert code == 0
     assert written.getvalue() == FILES["images/1.jpg"]
+
+
+def test_cat_says_where_the_file_is_as_json(run: Run, served: FakeGateway) -> None:
+    served.publish_archive("d", FILES)
+    code, out, _ = run("cat", "d", "images/1.jpg", "--json")
+    found = json.loads(out)
+    assert (code, found["size"]) == (0, 3000)
+    assert Path(found["path"]).read_bytes() == FILES["images/1.jpg"]
 
 
 def test_extract(run: Run, served: FakeGateway, tmp_path: Path) -> None:

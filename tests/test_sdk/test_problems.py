@@ -105,3 +105,15 @@ def test_document_cannot_change_what_an_error_is() -> None:
 def test_retry_after(text: str, seconds: Optional[float]) -> None:
     error = error_of(problem(503, "storage_unavailable"), {"Retry-After": text})
     assert error.values.get("retry_after_s") == seconds
+
+
+@pytest.mark.parametrize("code", ["cancelled", "offline", "deadline_exceeded"])
+def test_a_gateway_cannot_speak_for_the_device(code: str) -> None:
+    assert type(error_of(problem(400, code))) is errors.InputError
+
+
+@pytest.mark.parametrize("value", [float("nan"), -5, "soon", 1e99])
+def test_how_long_to_wait_is_said_by_the_header_alone(value: object) -> None:
+    error = error_of(problem(503, "gateway_busy", retry_after_s=value, retryable=False))
+    assert error.retryable
+    assert "retry_after_s" not in error.values

@@ -45,7 +45,37 @@ class TestHTTPTransport(TransportConformance):
         read_all(transport.request("GET", url, {}))
         ((kept,),) = transport._idle.values()
         read_all(transport.request("GET", url, {}))
-        assert list(transport._idle.values()) == [[kept]]
+        ((again,),) = transport._idle.values()
+        assert again.link is kept.link
+
+    def test_does_not_use_what_waited_for_long(
+        self,
+        gateway: FakeGateway,
+        transport: HTTPTransport,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        url = f"{gateway.url}/x"
+        read_all(transport.request("GET", url, {}))
+        ((kept,),) = transport._idle.values()
+        monkeypatch.setattr("vision_o3.sdk.transport._IDLE_FOR_S", -1.0)
+        read_all(transport.request("GET", url, {}))
+        ((other,),) = transport._idle.values()
+        assert other.link is not kept.link
+
+    def test_a_child_has_connections_of_its_own(
+        self,
+        gateway: FakeGateway,
+        transport: HTTPTransport,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        url = f"{gateway.url}/x"
+        read_all(transport.request("GET", url, {}))
+        ((kept,),) = transport._idle.values()
+        monkeypatch.setattr("os.getpid", lambda: -1)
+        read_all(transport.request("GET", url, {}))
+        ((other,),) = transport._idle.values()
+        assert other.link is not kept.link
+        kept.link.connection.close()
 
     def test_a_closed_idle_connection_is_no_failure(
         self, gateway: FakeGateway, transport: HTTPTransport
@@ -254,3 +284,30 @@ def test_origin(url: str, origin: object) -> None:
 def test_no_origin(url: str) -> None:
     with pytest.raises(InputError, match="URL"):
         origin_of(url)
+
+
+def test_early_hints_are_not_the_answer() -> None:
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
+    right = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                for _ in range(2):
+                    connection.recv(65536)
+                    connection.sendall(hints + hints + right)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        transport = HTTPTransport()
+        for _ in range(2):
+            url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+            answer = transport.request("GET", url, {})
+            assert answer.status == 200
+            assert "link" not in answer.headers
+            assert read_all(answer) == b"ok"
+        transport.close()
+        thread.join()

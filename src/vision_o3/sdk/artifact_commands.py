@@ -19,7 +19,7 @@ from typing import (
 )
 
 from vision_o3.content.cid import CID
-from vision_o3.errors import InvalidCIDError
+from vision_o3.errors import InputError, InvalidCIDError
 from vision_o3.naming import parse_version
 from vision_o3.sdk.describing import describe_version
 from vision_o3.sdk.output import Shown, table
@@ -165,7 +165,7 @@ def _info(kind: Kind, arguments: Namespace, client: VisionO3Client) -> Shown:
 
 def _pull(kind: Kind, arguments: Namespace, client: VisionO3Client) -> Shown:
     document: Dict[str, Any] = {}
-    if _is_cid(arguments.which):
+    if is_cid(arguments.which):
         path = kind.fetch(client, arguments.which)
         document["cid"] = arguments.which
     else:
@@ -191,7 +191,8 @@ def _push(kind: Kind, arguments: Namespace, client: VisionO3Client) -> Shown:
     return Shown(info.document(), [f"{info.name}@{info.version}   {info.cid}{note}"])
 
 
-def _is_cid(text: str) -> bool:
+def is_cid(text: str) -> bool:
+    """Whether a word is a CID rather than a name."""
     try:
         CID.parse(text)
     except InvalidCIDError:
@@ -203,6 +204,8 @@ def _copy(source: Path, target: Path) -> Path:
     """Copy a file; what stood there is replaced at once. Return where it went."""
     if target.is_dir():
         target = target / source.name
+    if not target.parent.is_dir():
+        raise InputError(f"There is no folder {target.parent} to copy to: make it.")
     partial_path = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         shutil.copyfile(source, partial_path)

@@ -4,45 +4,63 @@
 
     <cache>/
     ├── artifacts/<cid>/<name>.<ext>    complete and verified when they got there
-    ├── partial/                        being written, or on their way out
+    ├── partial/<cid>.part              begun or rotten: the next download mends it
+    ├── partial/…                       being written, or on their way out
+    ├── pins/<cid>                      what is never evicted
     ├── resolved/<gateway>/…json        what the gateway said of versions
     └── login.json                      the CLI's token
 
-Several processes may use one cache at once without a lock: files get unique names in
-``partial/`` and come and go by renaming, so nothing half-written is ever visible.
-Symbolic links below the cache directory are not followed.
+Several processes may use one cache at once without a lock: files come and go by
+renaming, so nothing half-written is ever visible. Symbolic links below the cache
+directory are not followed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import io
-import json
-import logging
 import os
 import shutil
-import stat
-import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Union
+from typing import (
+    TYPE_CHECKING,
+    Dict,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Set,
+    Tuple,
+    Union,
+)
 
 from vision_o3.content.cid import CID
 from vision_o3.content.dag import cid_of_bytes, cid_of_stream
-from vision_o3.errors import CacheError, StorageFullError
+from vision_o3.errors import (
+    CacheError,
+    InvalidCIDError,
+    StorageFullError,
+    VisionO3Error,
+)
+from vision_o3.sdk import disk
+from vision_o3.sdk.logs import logger
+from vision_o3.sdk.partial_folder import PartialFolder
+from vision_o3.sdk.verifier import _Followed
+
+if TYPE_CHECKING:
+    from vision_o3.sdk.download import Progress
 
 DEFAULT_MAX_BYTES = 10 << 30
 SPARE_BYTES = 16 << 20
 """Left free on the disk, beside what a file needs."""
-_STALE_AFTER_S = 24 * 3600.0
-"""A file in ``partial/`` untouched for so long belongs to nobody."""
-_MAX_RECORD_SIZE = 1 << 20
 _LOOK_AGAIN = 64
 """A cache may grow over its limit by one part in so many."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_log = logging.getLogger(__name__)
+RIGHT = "right"
+ROTTEN = "rotten"
+UNREADABLE = "unreadable"
+_log = logger(__name__)
 
 
 class CachedArtifact(NamedTuple):
@@ -52,6 +70,24 @@ class CachedArtifact(NamedTuple):
     files: List[Path]
     size: int
     used_at: float
+    pinned: bool
+
+
+class CheckedFile(NamedTuple):
+    """What became known of a file of the cache.
+
+    Attributes:
+        cid: What it should be.
+        path: Where it is, or was.
+        state: ``right``, ``rotten`` or ``unreadable``; after a repair ``mended``
+            instead, or ``removed`` if no version has this content.
+        error: Why it could not be mended.
+    """
+
+    cid: str
+    path: Path
+    state: str
+    error: Optional[VisionO3Error] = None
 
 
 class PartialFile(NamedTuple):
@@ -66,7 +102,8 @@ class Cache:
 
     Args:
         directory: Made when something is kept. ``~`` is the user's home.
-        max_bytes: What ``evict`` keeps at most, not counting the newest artifact.
+        max_bytes: What ``evict`` keeps at most, not counting the newest artifact and
+            those that are pinned.
     """
 
     def __init__(
@@ -75,9 +112,12 @@ class Cache:
         self.directory = Path(directory).expanduser()
         self._max_bytes = max_bytes
         self._artifacts = self.directory / "artifacts"
-        self._partial = self.directory / "partial"
+        self._partial = PartialFolder(self.directory)
+        self._pins = self.directory / "pins"
         self._kept_bytes = max_bytes
         """Since ``evict`` looked at the cache; at first as many as are looked for."""
+
+    # Reading
 
     def find(
         self, cid: CID, filename: Optional[str] = None, *, verify: bool = True
@@ -87,18 +127,17 @@ class Cache:
         Args:
             cid: The content.
             filename: What it should be called; default: as it is.
-            verify: Read the whole file and drop it if it is not what the CID names.
+            verify: Read the whole file; set it aside if it is not what the CID names.
 
         Returns:
             A path whose use now counts as recent.
         """
         for path in self._candidates(cid, filename):
-            if verify and not self._is_right(path, cid):
+            if verify and self._state_of(path, cid) != RIGHT:
                 continue
             named = path if filename is None else self._named(path, filename)
             if named is not None:
-                with contextlib.suppress(OSError):  # a cache that is read-only
-                    os.utime(path.parent)
+                _use(path)
                 return named
         return None
 
@@ -106,7 +145,7 @@ class Cache:
         """Return the content that a CID names, verified, or ``None`` if it is not here.
 
         For what is small enough to be held in memory. A file that is not what the CID
-        names is dropped.
+        names is set aside.
 
         Args:
             cid: The content.
@@ -114,7 +153,7 @@ class Cache:
         """
         for path in self._candidates(cid):
             try:
-                with _open(path) as file:
+                with disk.open_file(path) as file:
                     if os.fstat(file.fileno()).st_size > max_size:
                         continue
                     content = file.readall()
@@ -123,11 +162,34 @@ class Cache:
                 continue
             actual = cid_of_bytes(content)
             if actual == cid:
-                with contextlib.suppress(OSError):  # a cache that is read-only
-                    os.utime(path.parent)
+                _use(path)
                 return content
-            _drop_rotten(path, cid, actual)
+            self._set_aside(path, cid, actual)
         return None
+
+    def entries(self) -> List[CachedArtifact]:
+        """Return what is here, least recently used first."""
+        pins = self.pins()
+        found = []
+        for directory in disk.children(self._artifacts):
+            files = list(self._files(directory))
+            if not files:
+                continue
+            with contextlib.suppress(OSError):  # another process removed it
+                # A file under two names is counted once.
+                states = {state.st_ino: state for state in map(os.lstat, files)}
+                size = sum(state.st_size for state in states.values())
+                used_at = directory.stat().st_mtime
+                name = directory.name
+                entry = CachedArtifact(name, files, size, used_at, name in pins)
+                found.append(entry)
+        return sorted(found, key=lambda entry: entry.used_at)
+
+    def size(self) -> int:
+        """Return the bytes of all artifacts."""
+        return sum(entry.size for entry in self.entries())
+
+    # Writing
 
     @contextmanager
     def write(self, size: int) -> Iterator[PartialFile]:
@@ -139,20 +201,33 @@ class Cache:
             StorageFullError: The disk cannot hold it.
             CacheError: The cache cannot be written.
         """
-        with _storage_errors(self.directory):
-            self._partial.mkdir(parents=True, exist_ok=True)
-            self._drop_stale()
-            self._make_room(size)
-            path = self._partial / f"{os.urandom(12).hex()}.part"
+        with storage_errors(self.directory):
+            self._partial.sweep()
+            path = self._partial.new_path()
+            self.make_room(size)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
             descriptor = os.open(path, flags, 0o666)
         try:
-            with _storage_errors(self.directory):
+            with storage_errors(self.directory):
                 yield PartialFile(descriptor, path)
         finally:
             os.close(descriptor)
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
+
+    def partial_path(self, cid: CID) -> Path:
+        """Return where a CID's content lies as long as it is not complete.
+
+        The folder is made. The file stays for a week after it was last written, or
+        until its room is needed; but not while it is locked.
+
+        Raises:
+            CacheError: The cache cannot be written.
+        """
+        with storage_errors(self.directory):
+            self._partial.make()
+            self._partial.sweep()
+        return self._partial.of(cid)
 
     def keep(self, partial: PartialFile, cid: CID, filename: str) -> Path:
         """Make a written and verified file visible, safe from power loss.
@@ -161,11 +236,15 @@ class Cache:
             CacheError: The cache cannot be written.
         """
         target = self._artifacts / str(cid) / filename
-        with _storage_errors(self.directory):
-            self._kept_bytes += os.fstat(partial.descriptor).st_size
+        with storage_errors(self.directory):
+            state = os.fstat(partial.descriptor)
+            self._kept_bytes += state.st_size
             os.fsync(partial.descriptor)
             for _ in range(3):
-                _make_directory(target.parent)
+                disk.make_directory(self.directory, self._artifacts.name, str(cid))
+                # Never another file, though it got the same name.
+                if not os.path.samestat(partial.path.lstat(), state):
+                    raise CacheError(f"{partial.path} was replaced: try again.")
                 try:
                     partial.path.replace(target)
                 except FileNotFoundError:  # another process evicted the directory
@@ -173,8 +252,45 @@ class Cache:
                 break
             else:
                 raise CacheError(f"{target} cannot be made.")
-            _sync_directory(target.parent)
+            # Of two names of one file, renaming leaves both.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(partial.path.lstat(), state):
+                    partial.path.unlink()
+            disk.sync_directory(target.parent)
         return target
+
+    # Room
+
+    def make_room(self, size: int) -> None:
+        """Make sure that the disk can take so many bytes more.
+
+        If it cannot, transfers that nobody goes on with are given up, then the least
+        recently used artifacts removed, but none that is pinned.
+
+        Raises:
+            StorageFullError: That would not be enough. Nothing is removed then.
+            CacheError: The disk cannot be looked at.
+        """
+        needed = size + SPARE_BYTES
+        with storage_errors(self.directory):
+            free = shutil.disk_usage(self.directory).free
+            if needed <= free:
+                return
+            removable = [*self._partial.unused(), *self._evictable()]
+            if needed <= free + sum(bytes_ for _, bytes_ in removable):
+                for path, _ in removable:
+                    with contextlib.suppress(OSError):  # it is in use now
+                        self._partial.remove(path)
+                    free = shutil.disk_usage(self.directory).free
+                    if needed <= free:
+                        return
+        pinned = " or unpin artifacts" if self.pins() else ""
+        raise StorageFullError(
+            f"The disk of {self.directory} has {free} bytes free; {needed} are "
+            f"needed. Make room{pinned}, or choose another cache directory.",
+            expected=needed,
+            actual=free,
+        )
 
     def evict(self, keep: Optional[CID] = None) -> None:
         """Remove the least recently used beyond the limit, but never ``keep``.
@@ -185,57 +301,132 @@ class Cache:
         if keep is not None and self._kept_bytes <= self._max_bytes // _LOOK_AGAIN:
             return
         self._kept_bytes = 0
-        entries = self.entries()
-        total = sum(entry.size for entry in entries)
-        for entry in entries:
-            if total <= self._max_bytes:
-                break
-            if keep is None or entry.cid != str(keep):
-                self._remove(self._artifacts / entry.cid)
-                total -= entry.size
+        self._shrink(self._max_bytes, keep)
 
-    def entries(self) -> List[CachedArtifact]:
-        """Return what is here, least recently used first."""
-        found = []
-        for directory in _children(self._artifacts):
-            files = list(self._files(directory))
-            if not files:
-                continue
-            with contextlib.suppress(OSError):  # another process removed it
-                # A file under two names is counted once.
-                states = {state.st_ino: state for state in map(os.lstat, files)}
-                size = sum(state.st_size for state in states.values())
-                used_at = directory.stat().st_mtime
-                found.append(CachedArtifact(directory.name, files, size, used_at))
-        return sorted(found, key=lambda entry: entry.used_at)
+    def prune(self, max_bytes: Optional[int] = None) -> int:
+        """Remove the least recently used beyond a limit, and transfers given up.
 
-    def size(self) -> int:
-        """Return the bytes of all artifacts."""
-        return sum(entry.size for entry in self.entries())
+        What is pinned stays, and counts.
+
+        Args:
+            max_bytes: Default: the cache's own limit.
+
+        Returns:
+            The bytes that were removed.
+
+        Raises:
+            CacheError: Something cannot be removed.
+        """
+        freed = self._partial.sweep()
+        removed, failure = self._shrink(
+            self._max_bytes if max_bytes is None else max_bytes
+        )
+        if failure is not None:
+            with storage_errors(self.directory):
+                raise failure
+        return freed + removed
 
     def clear(self) -> None:
-        """Remove all artifacts and what is known of versions.
+        """Remove all artifacts, pins too, and what is known of versions.
 
         Transfers of other processes go on; so does the CLI's login.
 
         Raises:
             CacheError: Something cannot be removed.
         """
-        with _storage_errors(self.directory):
-            self._drop_stale()
-            for directory in _children(self._artifacts):
-                self._remove(directory)
-            for directory in _children(self.directory / "resolved"):
-                shutil.rmtree(directory, ignore_errors=True)
-        if self.entries():
-            raise CacheError(f"Not all of {self._artifacts} could be removed.")
+        self._partial.sweep()
+        roots = self._pins, self._artifacts, self.directory / "resolved"
+        doomed = [path for path, _ in self._partial.unused()]
+        for path in (
+            *doomed,
+            *(path for root in roots for path in disk.children(root)),
+        ):
+            with contextlib.suppress(OSError):  # said below, if it is still there
+                self._partial.remove(path)
+        if self.entries() or self.pins():
+            raise CacheError(f"Not all of {self.directory} could be removed.")
+
+    # Pins
+
+    def pin(self, cid: CID) -> None:
+        """Keep an artifact from being evicted, now or once it is here.
+
+        Raises:
+            CacheError: The cache cannot be written.
+        """
+        with storage_errors(self.directory):
+            pins = disk.make_directory(self.directory, self._pins.name)
+            path = pins / str(cid)
+            if path.is_symlink():
+                path.unlink()
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666))
+            disk.sync_directory(pins)
+
+    def unpin(self, cid: CID) -> bool:
+        """Let an artifact be evicted; return whether it was pinned.
+
+        Raises:
+            CacheError: The cache cannot be written.
+        """
+        if str(cid) not in self.pins():
+            return False
+        with storage_errors(self.directory), contextlib.suppress(FileNotFoundError):
+            (self._pins / str(cid)).unlink()
+        return True
+
+    def pins(self) -> Set[str]:
+        """Return the CIDs that are pinned, also of what is not here."""
+        return {path.name for path in disk.children(self._pins) if disk.is_plain(path)}
+
+    # Checking
+
+    def verify(self, progress: Optional[Progress] = None) -> Iterator[CheckedFile]:
+        """Read every file, and yield what it is found to be.
+
+        What is rotten is set aside, so that it is never returned again, and the next
+        download of it fetches only what is wrong.
+
+        Args:
+            progress: Called with bytes read, and bytes in all.
+        """
+        entries = self.entries()
+        total = sum(entry.size for entry in entries)
+        done = 0
+        for entry in entries:
+            cid = _parse(entry.cid)
+            states: Dict[int, Optional[str]] = {}
+            for path in entry.files:
+                if cid is not None:
+                    told = _from(progress, done, total)
+                    yield from self._checked(path, cid, states, told)
+            done += entry.size
+
+    def directory_of(self, cid: CID) -> Path:
+        """Return where the files of a CID are, if they are here."""
+        return self._artifacts / str(cid)
+
+    def missing(self) -> List[CID]:
+        """Return the CIDs of what was here, and was set aside since it was rotten."""
+        # Its directory stays: one that is evicted goes with its directory.
+        empty = (
+            _parse(directory.name)
+            for directory in disk.children(self._artifacts)
+            if not directory.is_symlink() and not disk.children(directory)
+        )
+        return [cid for cid in empty if cid is not None]
+
+    def discard(self, cid: CID) -> None:
+        """Remove what is left of a CID's content. Where that is impossible it stays."""
+        with contextlib.suppress(OSError):
+            self._partial.remove(self.directory_of(cid))
+        with contextlib.suppress(OSError):
+            disk.delete_unused(self._partial.of(cid))
+
+    # Own
 
     def _files(self, directory: Path) -> Iterator[Path]:
         """Yield the regular files of an artifact's directory, none if it is a link."""
-        if not directory.is_symlink():
-            for path in _children(directory):
-                if not path.is_symlink() and path.is_file():
-                    yield path
+        return filter(disk.is_plain, disk.children(directory))
 
     def _candidates(self, cid: CID, filename: Optional[str] = None) -> Iterator[Path]:
         """Yield the files of an artifact, that of the name first.
@@ -244,25 +435,62 @@ class Cache:
         of a dataset have, such as the empty one, has as many names here.
         """
         directory = self._artifacts / str(cid)
-        if filename is not None and not directory.is_symlink():
-            named = directory / filename
-            if not named.is_symlink() and named.is_file():
-                yield named
+        if self._artifacts.is_symlink() or directory.is_symlink():
+            return
+        if filename is not None and disk.is_plain(directory / filename):
+            yield directory / filename
         for path in self._files(directory):
             if path.name != filename:
                 yield path
 
-    def _is_right(self, path: Path, cid: CID) -> bool:
-        """Whether a file is what the CID names; if it is not, remove it."""
+    def _checked(
+        self,
+        path: Path,
+        cid: CID,
+        states: Dict[int, Optional[str]],
+        progress: Optional[Progress],
+    ) -> Iterator[CheckedFile]:
+        """Yield what a file is, unless it is gone; of its other names it is known."""
+        with contextlib.suppress(FileNotFoundError):
+            number = path.lstat().st_ino
+            if number not in states:
+                states[number] = self._state_of(path, cid, progress)
+            elif states[number] == ROTTEN:
+                with contextlib.suppress(OSError):  # a cache that is read-only
+                    path.unlink()
+            state = states[number]
+            if state is not None:
+                yield CheckedFile(str(cid), path, state)
+
+    def _state_of(
+        self, path: Path, cid: CID, progress: Optional[Progress] = None
+    ) -> Optional[str]:
+        """Return what a file is, ``None`` if it is gone; set it aside if rotten."""
         try:
-            with _open(path) as file:
-                actual = cid_of_stream(file).root
+            with disk.open_file(path) as file:
+                stream = file if progress is None else _Followed(file, progress)
+                actual = cid_of_stream(stream).root
+        except FileNotFoundError:
+            return None
         except OSError as error:
             _log.warning("artifact.unreadable: %s: %s", path, error)
-            return False
-        if actual != cid:
-            _drop_rotten(path, cid, actual)
-        return actual == cid
+            return UNREADABLE
+        if actual == cid:
+            return RIGHT
+        self._set_aside(path, cid, actual)
+        return ROTTEN
+
+    def _set_aside(self, path: Path, cid: CID, actual: CID) -> None:
+        """Let a rotten file be the start of its next download, or remove it."""
+        _log.warning(
+            "artifact.rotten: %s is not what its CID names any more; it is not used.",
+            path,
+            extra={"cid": str(cid), "actual": str(actual)},
+        )
+        with contextlib.suppress(OSError):  # a cache that is read-only
+            if not cid.is_raw:  # one leaf, and that one is wrong
+                self._partial.begin_with(path, cid)
+            path.unlink()
 
     @staticmethod
     def _named(path: Path, filename: str) -> Optional[Path]:
@@ -280,118 +508,51 @@ class Cache:
             return None
         return named
 
-    def _make_room(self, size: int) -> None:
-        needed = size + SPARE_BYTES
-        free = shutil.disk_usage(self.directory).free
-        if needed <= free:
-            return
-        entries = self.entries()
-        if needed > free + sum(entry.size for entry in entries):
-            raise StorageFullError(
-                f"The disk of {self.directory} has {free} bytes free; {needed} are "
-                "needed. Make room, or choose another cache directory.",
-                expected=needed,
-                actual=free,
-            )
-        for entry in entries:
-            if needed <= free:
+    def _evictable(self) -> Iterator[Tuple[Path, int]]:
+        """Yield the directories that may be removed, and their bytes."""
+        for entry in self.entries():
+            if not entry.pinned:
+                yield self._artifacts / entry.cid, entry.size
+
+    def _shrink(
+        self, max_bytes: int, keep: Optional[CID] = None
+    ) -> Tuple[int, Optional[OSError]]:
+        """Evict beyond a limit; return the bytes, and why something could not be."""
+        excess = self.size() - max_bytes
+        removed, failure = 0, None
+        for directory, size in self._evictable() if excess > 0 else ():
+            if removed >= excess:
                 break
-            self._remove(self._artifacts / entry.cid)
-            free = shutil.disk_usage(self.directory).free
-
-    def _remove(self, directory: Path) -> None:
-        """Remove an artifact at once as others see it."""
-        doomed = self._partial / f"{os.urandom(12).hex()}.gone"
-        with contextlib.suppress(OSError):  # another process was faster
-            self._partial.mkdir(parents=True, exist_ok=True)
-            directory.replace(doomed)
-            _delete(doomed)
-
-    def _drop_stale(self) -> None:
-        """Remove what processes that died left behind."""
-        for path in _children(self._partial):
-            with contextlib.suppress(OSError):
-                if path.lstat().st_mtime < time.time() - _STALE_AFTER_S:
-                    _delete(path)
+            if keep is None or directory.name != str(keep):
+                try:
+                    self._partial.remove(directory)
+                    removed += size
+                except OSError as error:
+                    failure = error
+        return removed, failure
 
 
-class Resolutions:
-    """What one gateway said of versions: small files, each replaced as a whole.
-
-    A version never changes, so what was said of one stays true; of ``latest`` it is the
-    last known answer.
-    """
-
-    LATEST = "latest"
-
-    def __init__(self, cache: Cache, gateway_url: str) -> None:
-        gateway = hashlib.sha256(gateway_url.encode()).hexdigest()[:32]
-        self._root = cache.directory / "resolved" / gateway
-
-    @classmethod
-    def key(cls, name: str, version: Optional[int]) -> str:
-        """Return the key of a version of a line, by default its latest."""
-        return f"{name}@{cls.LATEST if version is None else version}"
-
-    def find(self, collection: str, key: str) -> Optional[Dict[str, Any]]:
-        """Return the document kept under a key, or ``None``."""
-        path = self._root / collection / f"{key}.json"
-        try:
-            if path.is_symlink() or path.stat().st_size > _MAX_RECORD_SIZE:
-                return None
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return document if isinstance(document, dict) else None
-
-    def keep(self, collection: str, key: str, document: Dict[str, Any]) -> None:
-        """Keep a document. Where that is impossible nothing is kept: it is no loss."""
-        try:
-            directory = self._root / collection
-            directory.mkdir(parents=True, exist_ok=True)
-            replace_text(directory / f"{key}.json", json.dumps(document))
-        except OSError as error:
-            _log.debug("resolution.not_kept: %s", error)
+def _use(path: Path) -> None:
+    with contextlib.suppress(OSError):  # a cache that is read-only
+        os.utime(path.parent)
 
 
-def replace_text(path: Path, text: str, mode: int = 0o666) -> None:
-    """Write a small file; others see the old one or the new one, whole.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    temporary = path.with_name(f".{os.urandom(12).hex()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+def _parse(text: str) -> Optional[CID]:
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+        return CID.parse(text)
+    except InvalidCIDError:
+        return None
 
 
-def _open(path: Path) -> io.FileIO:
-    """Open a file for reading, unless it is a link."""
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    return io.FileIO(os.open(path, flags))
-
-
-def _drop_rotten(path: Path, cid: CID, actual: CID) -> None:
-    _log.warning(
-        "artifact.rotten: %s is not what its CID names any more; it is dropped.",
-        path,
-        extra={"cid": str(cid), "actual": str(actual)},
-    )
-    with contextlib.suppress(OSError):
-        path.unlink()
+def _from(progress: Optional[Progress], before: int, total: int) -> Optional[Progress]:
+    """Return what tells of one file as a part of all."""
+    if progress is None:
+        return None
+    return lambda done, _: progress(min(before + done, total), total)
 
 
 @contextmanager
-def _storage_errors(directory: Path) -> Iterator[None]:
+def storage_errors(directory: Path) -> Iterator[None]:
     """Turn the operating system's errors into ours."""
     try:
         yield
@@ -405,35 +566,3 @@ def _storage_errors(directory: Path) -> Iterator[None]:
             f"The cache {directory} cannot be written: {error.strerror or error}. "
             "Choose another cache directory, or mend its permissions."
         ) from error
-
-
-def _children(directory: Path) -> List[Path]:
-    try:
-        return sorted(directory.iterdir())
-    except OSError:
-        return []
-
-
-def _make_directory(path: Path) -> None:
-    """Make a directory, also where a link stands."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISLNK(path.lstat().st_mode):
-            path.unlink()
-    path.mkdir(exist_ok=True)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def _sync_directory(path: Path) -> None:
-    with contextlib.suppress(OSError):  # not every system can
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -1,21 +1,4 @@
-"""The command line of a device or a publisher; standard library only.
-
-Exit codes:
-
-==== ==========================================================
-0    done
-1    another error
-2    wrong usage or settings
-3    the input is wrong
-4    not signed in, or not permitted
-5    not found
-6    another writer was first
-7    bytes are not what the CID names
-8    storage or cache
-9    the network, or the gateway is not available
-130  stopped by Ctrl-C
-==== ==========================================================
-"""
+"""The command line of a device or a publisher; standard library only."""
 
 from __future__ import annotations
 
@@ -25,14 +8,16 @@ import os
 import sys
 import time
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import Callable, Optional, Sequence, Tuple
 
 from vision_o3 import __version__
 from vision_o3.content.cid import CID
 from vision_o3.errors import (
     AuthError,
     CacheError,
+    CancelledError,
     ConfigurationError,
     ConflictError,
     DatabaseUnavailableError,
@@ -42,16 +27,23 @@ from vision_o3.errors import (
     NotFoundError,
     StorageError,
     TransportError,
-    UnauthenticatedError,
     VisionO3Error,
 )
 from vision_o3.sdk.artifact_commands import MODELS, Commands, add_artifact_commands
 from vision_o3.sdk.artifact_commands import Work as ClientWork
-from vision_o3.sdk.cache import Cache, replace_text
+from vision_o3.sdk.cache_commands import add_cache_commands
 from vision_o3.sdk.client import VisionO3Client
+from vision_o3.sdk.completion import SHELLS, script
 from vision_o3.sdk.dataset_commands import add_dataset_commands
-from vision_o3.sdk.output import Shown, printable, printed, table
-from vision_o3.sdk.progress import ProgressLine, in_units
+from vision_o3.sdk.disk import replace_text
+from vision_o3.sdk.environment import (
+    DEFAULT_CACHE,
+    login_path,
+    open_client,
+    sign_in_credentials,
+)
+from vision_o3.sdk.output import Shown, printable, printed
+from vision_o3.sdk.progress import ProgressLine
 from vision_o3.sdk.verifier import CIDVerifier
 
 EXIT_CODES = (
@@ -66,11 +58,37 @@ EXIT_CODES = (
     (TransportError, 9),
     (DatabaseUnavailableError, 9),
     (GatewayBusyError, 9),
+    (CancelledError, 130),
 )
 """The only table of exit codes; any other error of ours is 1."""
 INTERRUPTED = 130
 """As shells say it: 128 + SIGINT."""
-DEFAULT_CACHE = "~/.vision-o3"
+MEANINGS = {
+    0: "done",
+    1: "another error",
+    2: "wrong usage or settings",
+    3: "the input is wrong",
+    4: "not signed in, or not permitted",
+    5: "not found",
+    6: "another writer was first",
+    7: "bytes are not what the CID names",
+    8: "storage or cache",
+    9: "the network, or the gateway is not available",
+    INTERRUPTED: "stopped by Ctrl-C",
+}
+"""What the exit codes say, for people."""
+_EPILOG = f"""\
+environment:
+  VISION_O3_URL            the gateway; default: that of 'vision-o3 login'
+  VISION_O3_TOKEN          a token, or instead:
+  VISION_O3_CLIENT_ID      who you are, with
+  VISION_O3_CLIENT_SECRET  your secret; default: what 'vision-o3 login' kept
+  VISION_O3_CACHE          where files are kept; default: {DEFAULT_CACHE}
+  VISION_O3_MIRRORS        URLs of mirrors, parted by spaces or commas
+  VISION_O3_OFFLINE        1: use no network, only what is cached
+
+exit codes:
+""" + "\n".join(f"  {code:<5}{meaning}" for code, meaning in MEANINGS.items())
 
 Parser = argparse.ArgumentParser
 Work = Callable[[argparse.Namespace], Shown]
@@ -92,20 +110,16 @@ def build_parser() -> Tuple[Parser, Commands]:
         prog="vision-o3",
         description="Publish computer-vision models and datasets; fetch them "
         "verified, byte by byte.",
-        epilog="The gateway and who you are come from 'vision-o3 login', or from the "
-        "environment: VISION_O3_URL, and VISION_O3_TOKEN or VISION_O3_CLIENT_ID with "
-        f"VISION_O3_CLIENT_SECRET. VISION_O3_CACHE ({DEFAULT_CACHE}) is where files "
-        "are kept. Exit codes: 0 done, 1 other, 2 usage or settings, 3 input, "
-        "4 sign-in or permission, 5 not found, 6 conflict, 7 integrity, 8 storage, "
-        "9 network.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    add_edge_commands(commands)
+    add_edge_commands(commands, parser)
     return parser, commands
 
 
-def add_edge_commands(commands: Commands) -> None:
+def add_edge_commands(commands: Commands, parser: Parser) -> None:
     """Add the commands of a device or publisher."""
     login = _add(commands, "login", _login, "sign in to a gateway, for a while")
     login.description = (
@@ -118,16 +132,25 @@ def add_edge_commands(commands: Commands) -> None:
     add_artifact_commands(commands, _add_with_client, MODELS)
     add_dataset_commands(commands, _add_with_client)
 
+    completion = _add(
+        commands,
+        "completion",
+        partial(_completion, parser),
+        "print what completes this program's words in a shell",
+    )
+    completion.description = (
+        "Print what completes this program's words in a shell. For this session: "
+        'eval "$(vision-o3 completion bash)"; zsh likewise; fish: '
+        "vision-o3 completion fish | source. Names of models and datasets are not "
+        "completed: no network at a TAB."
+    )
+    completion.add_argument("shell", metavar="SHELL", choices=SHELLS)
+
     verify = _add(commands, "verify", _verify, "check a file against a CID")
     verify.add_argument("path", metavar="PATH", type=Path)
     verify.add_argument("cid", metavar="CID")
 
-    cache = commands.add_parser("cache", help="look at the local cache, or clear it")
-    actions = cache.add_subparsers(metavar="ACTION", required=True)
-    _add(actions, "ls", _cache_ls, "list what is cached, least recently used first")
-    _add(actions, "size", _cache_size, "print the bytes that are cached")
-    _add(actions, "path", _cache_path, "print where the cache is")
-    _add(actions, "clear", _cache_clear, "remove all files from the cache")
+    add_cache_commands(commands, _add, _add_with_client)
 
 
 def run(parser: Parser, argv: Optional[Sequence[str]] = None) -> int:
@@ -158,6 +181,19 @@ def run(parser: Parser, argv: Optional[Sequence[str]] = None) -> int:
     return int(code)
 
 
+def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    """Return what parses a number above zero, for argparse."""
+
+    def parse(text: str) -> float:
+        number = kind(text)
+        if not number > 0:
+            raise ValueError
+        return number
+
+    parse.__name__ = "number above zero"  # argparse says "invalid … value"
+    return parse
+
+
 def exit_code(error: VisionO3Error) -> int:
     """Return the exit code of an error."""
     return next((code for cls, code in EXIT_CODES if isinstance(error, cls)), 1)
@@ -185,18 +221,51 @@ def _add_with_client(
     """Add a command whose work needs a client."""
 
     def run_with_client(arguments: argparse.Namespace) -> Shown:
-        with _client(arguments) as client:
-            return work(arguments, client)
+        line = ProgressLine(sys.stderr)
+        with open_client(
+            mirrors=arguments.mirrors,
+            connections=arguments.connections,
+            deadline=arguments.deadline,
+            offline=arguments.offline,
+            progress=None if arguments.json else line,
+        ) as client:
+            try:
+                return work(arguments, client)
+            finally:
+                line.clear()
 
-    return _add(commands, name, run_with_client, summary)
+    parser = _add(commands, name, run_with_client, summary)
+    network = parser.add_argument_group("network")
+    network.add_argument(
+        "--offline",
+        action="store_true",
+        default=None,
+        help="use no network, only what is cached",
+    )
+    network.add_argument(
+        "--mirror",
+        action="append",
+        dest="mirrors",
+        metavar="URL",
+        help="fetch bytes from there too; repeat for more",
+    )
+    network.add_argument(
+        "--connections", type=_positive(int), metavar="N", help="at once, for one file"
+    )
+    network.add_argument(
+        "--deadline",
+        type=_positive(float),
+        metavar="SECONDS",
+        help="for the whole transfer",
+    )
+    return parser
 
 
 # Commands
 
 
 def _login(arguments: argparse.Namespace) -> Shown:
-    client_id = os.environ.get("VISION_O3_CLIENT_ID")
-    secret = os.environ.get("VISION_O3_CLIENT_SECRET")
+    client_id, secret = sign_in_credentials()
     if not client_id or not secret:
         import getpass  # noqa: PLC0415 - only here
 
@@ -206,7 +275,7 @@ def _login(arguments: argparse.Namespace) -> Shown:
         signed_in = client.sign_in()
     ends_at = time.time() + signed_in.expires_in_s
     login = {"url": arguments.url, "token": signed_in.token, "ends_at": ends_at}
-    path = _login_path()
+    path = login_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, json.dumps(login), mode=0o600)
     until = datetime.fromtimestamp(ends_at, timezone.utc)
@@ -224,90 +293,20 @@ def _login(arguments: argparse.Namespace) -> Shown:
 
 def _verify(arguments: argparse.Namespace) -> Shown:
     expected = str(CID.parse(arguments.cid))
-    actual = CIDVerifier.compute_cid(arguments.path)
+    line = ProgressLine(sys.stderr, "hashing")
+    try:
+        actual = CIDVerifier.compute_cid(
+            arguments.path, progress=None if arguments.json else line
+        )
+    finally:
+        line.clear()
     right = actual == expected
     document = {"verified": right, "expected": expected, "actual": actual}
     text = f"{arguments.path} is {'what' if right else 'NOT what'} {expected} names."
     return Shown(document, [text], 0 if right else exit_code(IntegrityError("")))
 
 
-def _cache_ls(_: argparse.Namespace) -> Shown:
-    rows = [("SIZE", "PATH")]
-    documents = []
-    for entry in _cache().entries():
-        paths = [str(path) for path in entry.files]
-        rows += [(in_units(entry.size), path) for path in paths]
-        documents.append({"cid": entry.cid, "size": entry.size, "paths": paths})
-    return Shown(documents, table(rows))
-
-
-def _cache_size(_: argparse.Namespace) -> Shown:
-    size = _cache().size()
-    return Shown({"size": size}, [str(size)])
-
-
-def _cache_path(_: argparse.Namespace) -> Shown:
-    path = str(_cache().directory)
-    return Shown({"path": path}, [path])
-
-
-def _cache_clear(_: argparse.Namespace) -> Shown:
-    cache = _cache()
-    size = cache.size()
-    cache.clear()
-    return Shown({"removed": size}, [f"Removed {in_units(size)}."])
-
-
-# Where the gateway is and who asks
-
-
-def _client(arguments: argparse.Namespace) -> VisionO3Client:
-    """Return a client from the environment, completed by what login kept."""
-    environment = os.environ
-    token: Optional[str] = environment.get("VISION_O3_TOKEN") or None
-    client_id = environment.get("VISION_O3_CLIENT_ID")
-    secret = environment.get("VISION_O3_CLIENT_SECRET")
-    credentials = None
-    if token is None and (client_id or secret):
-        if not client_id or not secret:
-            raise ConfigurationError(
-                "Set both VISION_O3_CLIENT_ID and VISION_O3_CLIENT_SECRET, or neither."
-            )
-        credentials = (client_id, secret)
-    login = _kept_login()
-    url = environment.get("VISION_O3_URL") or login.get("url")
-    if not url:
-        raise ConfigurationError(
-            "No gateway is named. Run 'vision-o3 login URL', or set VISION_O3_URL."
-        )
-    if token is None and credentials is None and url == login.get("url"):
-        token = login.get("token")
-        if token is not None and login.get("ends_at", 0) < time.time():
-            raise UnauthenticatedError(
-                f"The sign-in has ended. Run 'vision-o3 login {url}' again."
-            )
-    quiet = arguments.json or not sys.stderr.isatty()
-    progress = None if quiet else ProgressLine(sys.stderr)
-    return VisionO3Client(
-        url, token, _cache_directory(), credentials=credentials, progress=progress
-    )
-
-
-def _cache_directory() -> str:
-    return os.environ.get("VISION_O3_CACHE") or DEFAULT_CACHE
-
-
-def _cache() -> Cache:
-    return Cache(_cache_directory())
-
-
-def _login_path() -> Path:
-    return Path(_cache_directory()).expanduser() / "login.json"
-
-
-def _kept_login() -> Dict[str, Any]:
-    try:
-        kept = json.loads(_login_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return kept if isinstance(kept, dict) else {}
+def _completion(parser: Parser, arguments: argparse.Namespace) -> Shown:
+    text = script(parser, arguments.shell)
+    document = {"shell": arguments.shell, "script": text}
+    return Shown(document, text.splitlines())

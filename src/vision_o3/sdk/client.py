@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import threading
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Any,
     BinaryIO,
-    Dict,
+    Callable,
+    ContextManager,
     Iterable,
     Iterator,
     List,
@@ -16,40 +21,65 @@ from typing import (
     Sequence,
     Tuple,
     Type,
+    TypeVar,
     Union,
+    cast,
 )
 
 from vision_o3.content.cid import CID
-from vision_o3.content.manifest import Manifest, compare
 from vision_o3.errors import (
-    CIDMismatchError,
-    InputError,
+    CacheError,
 )
 from vision_o3.naming import parse_name
+from vision_o3.sdk.bounds import AnyOf, Bounds
 from vision_o3.sdk.cache import DEFAULT_MAX_BYTES, Cache
-from vision_o3.sdk.dataset_files import DatasetFiles
-from vision_o3.sdk.differences import DatasetDifference, compare_annotations
-from vision_o3.sdk.download import fetch, plan
+from vision_o3.sdk.download import DEFAULT_CONNECTIONS, fetch, plan
+from vision_o3.sdk.mending import repair
+from vision_o3.sdk.partials import resume
 from vision_o3.sdk.problems import not_understood
-from vision_o3.sdk.resolving import Resolver
+from vision_o3.sdk.resolving import Resolver, expect_online
 from vision_o3.sdk.session import Session
+from vision_o3.sdk.sources import Mirror, sources_of
 from vision_o3.sdk.transport import HTTPTransport
-from vision_o3.sdk.upload import FormBody
-from vision_o3.sdk.verifier import CIDVerifier
+from vision_o3.sdk.upload import publish
 from vision_o3.sdk.versions import DatasetInfo, Info, ModelInfo, VersionInfo, parse_info
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from vision_o3.content.leaves import LeafTable
+    from vision_o3.content.manifest import Manifest
+    from vision_o3.sdk.bounds import Flag
+    from vision_o3.sdk.cache import CheckedFile, PartialFile
+    from vision_o3.sdk.dataset_files import DatasetFiles
+    from vision_o3.sdk.differences import DatasetDifference
     from vision_o3.sdk.download import Progress
     from vision_o3.sdk.retry import Clock, RetryPolicy
-    from vision_o3.sdk.session import SignIn
+    from vision_o3.sdk.session import Credentials, SignIn
+    from vision_o3.sdk.sources import Source
     from vision_o3.sdk.transport import Transport
 
 Filters = Mapping[str, Union[str, Iterable[str]]]
 """Of a list: ``framework model_type format owner q sort``; ``tags``, all of them."""
 
 _PAGE_SIZE = 200
+_SHARED_ATTEMPTS = 10
+_BETWEEN_ATTEMPTS_S = 0.02
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _call(method: _Method) -> _Method:
+    """Hold a method to the client's bounds, unless the caller has set others."""
+
+    @functools.wraps(method)
+    def bounded(client: VisionO3Client, *arguments: Any, **options: Any) -> Any:
+        if client._session.is_bounded:  # noqa: SLF001 - its own
+            return method(client, *arguments, **options)
+        with client.bounded():
+            return method(client, *arguments, **options)
+
+    return cast(_Method, bounded)
 
 
 class VisionO3Client:
@@ -62,16 +92,25 @@ class VisionO3Client:
         gateway_url: For example ``https://models.example.com``.
         api_token: A token; it is not renewed.
         cache_dir: Where verified files are kept.
-        credentials: Client id and secret; tokens are got and renewed with them.
+        credentials: Client id and secret, with which tokens are got and renewed; or a
+            function that returns these two, or a token, each time one is needed.
+        mirrors: URLs of other servers that have the bytes, asked in this order and
+            before the gateway: of a store's root, whose layout they follow, or with
+            ``{cid}`` in the place of the CID. They need not be trusted, and never
+            get the token.
+        connections: With how many a large file is fetched; fewer when the link or the
+            servers do not like it.
         max_cache_bytes: The least recently used files are removed beyond this.
-        timeout: Longest wait for the next bytes from the gateway, in seconds.
+        timeout: Longest wait for the next bytes from a server, in seconds.
+        deadline: Longest time for one call, in seconds; default: none.
         retries: When failed exchanges are tried again.
+        offline: Use no network: only what is cached is found.
         progress: Called with bytes done and bytes in all, by downloads and uploads.
         transport: What carries requests; default: ``HTTPTransport``.
         clock: Time; default: the ``time`` module.
 
     Raises:
-        InputError: Not a gateway's URL, or both token and credentials.
+        InputError: Not a gateway's or mirror's URL, or both token and credentials.
     """
 
     def __init__(  # noqa: PLR0913 - each by keyword, each with a default
@@ -80,10 +119,14 @@ class VisionO3Client:
         api_token: Optional[str] = None,
         cache_dir: Union[str, Path] = "~/.vision-o3",
         *,
-        credentials: Optional[Tuple[str, str]] = None,
+        credentials: Optional[Credentials] = None,
+        mirrors: Sequence[str] = (),
+        connections: int = DEFAULT_CONNECTIONS,
         max_cache_bytes: int = DEFAULT_MAX_BYTES,
         timeout: float = 30.0,
+        deadline: Optional[float] = None,
         retries: Optional[RetryPolicy] = None,
+        offline: bool = False,
         progress: Optional[Progress] = None,
         transport: Optional[Transport] = None,
         clock: Optional[Clock] = None,
@@ -92,13 +135,20 @@ class VisionO3Client:
             gateway_url,
             api_token=api_token,
             credentials=credentials,
-            transport=transport or HTTPTransport(read_timeout_s=timeout),
+            transport=transport
+            or HTTPTransport(
+                read_timeout_s=timeout, connect_timeout_s=min(timeout, 10.0)
+            ),
             policy=retries,
             clock=clock,
+            offline=offline,
         )
+        self._mirrors = [Mirror(url) for url in mirrors]
+        self._connections = connections
+        self._deadline = deadline
+        self._cancelled = threading.Event()
         self._cache = Cache(cache_dir, max_cache_bytes)
         self._resolver = Resolver(self._session, self._cache)
-        self._files = DatasetFiles(self._session, self._cache, self.download, progress)
         self._progress = progress
 
     def __enter__(self) -> VisionO3Client:
@@ -116,6 +166,32 @@ class VisionO3Client:
         """Close idle connections."""
         self._session.close()
 
+    @contextmanager
+    def bounded(
+        self, deadline: Optional[float] = None, cancelled: Optional[Flag] = None
+    ) -> Iterator[None]:
+        """Bound the calls of this thread in a ``with`` block, all together.
+
+        Args:
+            deadline: Seconds; default: the client's.
+            cancelled: Such as a ``threading.Event``; when it is set, a running call
+                ends within a fraction of a second.
+
+        Raises:
+            DeadlineExceededError, CancelledError: Raised by the calls. What had come
+                by then is kept: the next call goes on from there.
+        """
+        flag = AnyOf(self._cancelled, cancelled)
+        seconds = self._deadline if deadline is None else deadline
+        with self._session.bounded(Bounds(self._session.clock, seconds, flag)):
+            yield
+
+    def cancel(self) -> None:
+        """End the calls that run in other threads now, with a ``CancelledError``."""
+        ended, self._cancelled = self._cancelled, threading.Event()
+        ended.set()
+
+    @_call
     def sign_in(self) -> SignIn:
         """Get a token for the credentials now; other calls do so by themselves.
 
@@ -127,6 +203,7 @@ class VisionO3Client:
 
     # Models
 
+    @_call
     def list_models(self, filters: Optional[Filters] = None) -> List[ModelInfo]:
         """Return the latest version of each model that passes all filters.
 
@@ -134,8 +211,19 @@ class VisionO3Client:
             InputError: A filter is not known.
             VisionO3Error: The gateway could not be asked, or refused.
         """
-        return list(self._list(ModelInfo, filters))
+        return list(self.iter_models(filters))
 
+    def iter_models(self, filters: Optional[Filters] = None) -> Iterator[ModelInfo]:
+        """Yield what ``list_models`` returns; a page is asked for when it is needed.
+
+        A model that is published or retired meanwhile may be missed or come twice.
+
+        Raises:
+            VisionO3Error: As ``list_models`` says, while it is iterated.
+        """
+        return chain.from_iterable(self._pages(ModelInfo, filters))
+
+    @_call
     def get_model_info(self, name: str, version: Optional[int] = None) -> ModelInfo:
         """Return what is known of a version, by default the latest.
 
@@ -151,6 +239,7 @@ class VisionO3Client:
         """
         return self._resolver.resolve(ModelInfo, name, version)
 
+    @_call
     def download_model(
         self, name: str, version: Optional[int] = None, verify: bool = True
     ) -> Path:
@@ -172,6 +261,7 @@ class VisionO3Client:
         """
         return self.download(self._resolver.resolve(ModelInfo, name, version), verify)
 
+    @_call
     def download_model_by_cid(self, cid: str, verify: bool = True) -> Path:
         """Return the path of the file that a CID names; see ``download_model``.
 
@@ -182,6 +272,7 @@ class VisionO3Client:
         """
         return self._download_by_cid(ModelInfo, cid, verify)
 
+    @_call
     def upload_model(
         self,
         path: Union[str, Path],
@@ -196,9 +287,10 @@ class VisionO3Client:
     ) -> ModelInfo:
         """Publish a file as the next version of a model; return that version.
 
-        The file is hashed first, and the gateway refuses bytes that are not the same.
-        So it may be sent again after a failure: if the latest version has this content,
-        it is answered and nothing is published.
+        The file is hashed first, and nothing is sent if the gateway has this content.
+        What is larger than 8 MiB goes in parts: after a broken link, or when this is
+        called again after a failure, only what is missing is sent. If the latest
+        version has this content, it is answered and nothing is published.
 
         Args:
             path: The file.
@@ -213,7 +305,7 @@ class VisionO3Client:
 
         Raises:
             CIDMismatchError: The file is not what ``cid`` names, or it changed.
-            InputError: The file, the name or a field is not acceptable.
+            InputError: The file, the name or a field is not acceptable, or it changed.
             PermissionDeniedError: The principal may not publish, or not here.
             UploadInProgressError: Somebody else publishes here just now.
             VisionO3Error: The gateway could not be asked, or failed.
@@ -230,24 +322,33 @@ class VisionO3Client:
 
     # Datasets
 
+    @_call
     def list_datasets(self, filters: Optional[Filters] = None) -> List[DatasetInfo]:
         """Return the latest version of each dataset; see ``list_models``."""
-        return list(self._list(DatasetInfo, filters))
+        return list(self.iter_datasets(filters))
 
+    def iter_datasets(self, filters: Optional[Filters] = None) -> Iterator[DatasetInfo]:
+        """Yield the latest version of each dataset; see ``iter_models``."""
+        return chain.from_iterable(self._pages(DatasetInfo, filters))
+
+    @_call
     def get_dataset_info(self, name: str, version: Optional[int] = None) -> DatasetInfo:
         """Return what is known of a version; see ``get_model_info``."""
         return self._resolver.resolve(DatasetInfo, name, version)
 
+    @_call
     def download_dataset(
         self, name: str, version: Optional[int] = None, verify: bool = True
     ) -> Path:
         """Return the path of a version's file; see ``download_model``."""
         return self.download(self._resolver.resolve(DatasetInfo, name, version), verify)
 
+    @_call
     def download_dataset_by_cid(self, cid: str, verify: bool = True) -> Path:
         """Return the path of a CID's file; see ``download_model_by_cid``."""
         return self._download_by_cid(DatasetInfo, cid, verify)
 
+    @_call
     def upload_dataset(
         self,
         path: Union[str, Path],
@@ -272,6 +373,7 @@ class VisionO3Client:
 
     # Files of datasets
 
+    @_call
     def get_dataset_manifest(
         self, name: str, version: Optional[int] = None
     ) -> Manifest:
@@ -288,6 +390,7 @@ class VisionO3Client:
         """
         return self._files.manifest(self.get_dataset_info(name, version))
 
+    @_call
     def download_dataset_file(
         self, name: str, path: str, version: Optional[int] = None
     ) -> Path:
@@ -308,6 +411,7 @@ class VisionO3Client:
         """
         return self._files.download(self.get_dataset_info(name, version), path)
 
+    @_call
     def open_dataset_file(
         self, name: str, path: str, version: Optional[int] = None
     ) -> BinaryIO:
@@ -318,6 +422,7 @@ class VisionO3Client:
         """
         return self._files.open(self.get_dataset_info(name, version), path)
 
+    @_call
     def extract_dataset(
         self,
         name: str,
@@ -354,6 +459,7 @@ class VisionO3Client:
         info = self.get_dataset_info(name, version)
         return self._files.extract(info, Path(target), paths, overwrite=overwrite)
 
+    @_call
     def compare_datasets(self, name: str, before: int, after: int) -> DatasetDifference:
         """Return what changed from one version to another: files and annotations.
 
@@ -364,6 +470,12 @@ class VisionO3Client:
             VisionO3Error: As ``get_dataset_manifest`` says; versions that are not
                 archives have no files to compare.
         """
+        from vision_o3.content.manifest import compare  # noqa: PLC0415 - seldom
+        from vision_o3.sdk.differences import (  # noqa: PLC0415 - seldom
+            DatasetDifference,
+            compare_annotations,
+        )
+
         old = self.get_dataset_info(name, before)
         new = self.get_dataset_info(name, after)
         files = None
@@ -374,8 +486,111 @@ class VisionO3Client:
 
     # Cache
 
+    @_call
+    def pin_model(self, name: str, version: Optional[int] = None) -> ModelInfo:
+        """Keep a version from being removed for want of room; return that version.
+
+        It need not be in the cache yet. All processes that use the cache heed it.
+
+        Args:
+            name: The model.
+            version: Default: what is the latest now, resolved as ``get_model_info``
+                does.
+
+        Raises:
+            CacheError: The cache cannot be written.
+            VisionO3Error: As ``get_model_info`` says.
+        """
+        return self._pin(ModelInfo, name, version)
+
+    @_call
+    def unpin_model(self, name: str, version: Optional[int] = None) -> List[ModelInfo]:
+        """Undo ``pin_model``; return the versions that were pinned.
+
+        Args:
+            name: The model.
+            version: Default: all of its versions that this device has asked for.
+
+        Raises:
+            CacheError: The cache cannot be written.
+            VisionO3Error: As ``get_model_info`` says.
+        """
+        return self._unpin(ModelInfo, name, version)
+
+    @_call
+    def pin_dataset(self, name: str, version: Optional[int] = None) -> DatasetInfo:
+        """Keep a version's archive and manifest; see ``pin_model``.
+
+        Files that were fetched one by one are not kept by it: pin their CIDs.
+        """
+        return self._pin(DatasetInfo, name, version)
+
+    @_call
+    def unpin_dataset(
+        self, name: str, version: Optional[int] = None
+    ) -> List[DatasetInfo]:
+        """Undo ``pin_dataset``; see ``unpin_model``."""
+        return self._unpin(DatasetInfo, name, version)
+
+    def pin(self, cid: str) -> None:
+        """Keep a content from being removed for want of room; see ``pin_model``.
+
+        Raises:
+            InvalidCIDError: Not a CID of the accepted kind.
+            CacheError: The cache cannot be written.
+        """
+        self._cache.pin(CID.parse(cid))
+
+    def unpin(self, cid: str) -> bool:
+        """Undo ``pin``; return whether it was pinned.
+
+        Raises:
+            InvalidCIDError: Not a CID of the accepted kind.
+            CacheError: The cache cannot be written.
+        """
+        return self._cache.unpin(CID.parse(cid))
+
+    @_call
+    def verify_cache(self) -> List[CheckedFile]:
+        """Read every file of the cache; return what each is found to be.
+
+        What is rotten is never returned again, and the next download of it fetches
+        only its wrong leaves.
+
+        Raises:
+            CancelledError, DeadlineExceededError: The call ended.
+        """
+        return list(self._cache.verify(self._reading()))
+
+    @_call
+    def repair_cache(self) -> List[CheckedFile]:
+        """Do what ``verify_cache`` does, and fetch anew what is not right.
+
+        Of each file only the wrong leaves are fetched, also of those that were found
+        rotten before. A file of a dataset that was fetched by itself is removed. What
+        could not be mended has its ``error``.
+
+        Raises:
+            CancelledError, DeadlineExceededError: The call ended; what was mended is.
+        """
+        return repair(self._cache, self._resolver, self.download, self._reading())
+
+    def prune_cache(self, max_bytes: Optional[int] = None) -> int:
+        """Remove the least recently used files beyond a limit; return their bytes.
+
+        What is pinned stays, and counts. So go downloads that were not gone on with
+        for a week.
+
+        Args:
+            max_bytes: Default: the client's ``max_cache_bytes``.
+
+        Raises:
+            CacheError: Something cannot be removed.
+        """
+        return self._cache.prune(max_bytes)
+
     def clear_cache(self) -> None:
-        """Remove all files from the cache, and what is known of versions.
+        """Remove all files from the cache, all pins, and what is known of versions.
 
         Raises:
             CacheError: Something cannot be removed.
@@ -386,21 +601,75 @@ class VisionO3Client:
         """Return the bytes of all files in the cache."""
         return self._cache.size()
 
+    @functools.cached_property
+    def _files(self) -> DatasetFiles:
+        from vision_o3.sdk.dataset_files import DatasetFiles  # noqa: PLC0415 - seldom
+
+        return DatasetFiles(self._session, self._cache, self.download, self._progress)
+
     # What models and datasets share
 
+    @_call
     def download(self, info: VersionInfo, verify: bool = True) -> Path:
         """Return the path of a version's file; see ``download_model``."""
         cid = CID.parse(info.cid)
         cached = self._cache.find(cid, info.filename, verify=verify)
         if cached is not None:
             return cached
-        table = plan(self._session, info)
-        path = f"/{info.collection}/cid/{cid}/download"
-        with self._cache.write(table.size) as partial:
-            fetch(self._session, path, table, partial.descriptor, self._progress)
-            kept = self._cache.keep(partial, cid, info.filename)
+        expect_online(self._session, f"Version {info.version} of {info.name} ({cid})")
+        sources = sources_of(self._session, info, self._mirrors)
+        table = plan(self._session, sources, info)
+        path: Optional[Path] = None
+        attempts = 0
+        while path is None:
+            if attempts:
+                self._session.bounds.sleep(_BETWEEN_ATTEMPTS_S)
+            # A file of our own, where the shared one always turns out another's.
+            shared = table.count > 1 and attempts < _SHARED_ATTEMPTS
+            attempts += 1
+            with self._receiving(cid, table, shared=shared) as partial:
+                if partial is not None:
+                    path = self._fetch(info, sources, table, partial)
+            if path is None:  # another process has completed it
+                path = self._cache.find(cid, info.filename, verify=verify)
         self._cache.evict(keep=cid)
-        return kept
+        return path
+
+    def _receiving(
+        self, cid: CID, table: LeafTable, *, shared: bool
+    ) -> ContextManager[Optional[PartialFile]]:
+        """Return a file to fetch into, which outlives a failure if that is worth it."""
+        if not shared:
+            return self._cache.write(table.size)
+        progress = self._progress
+        watch = None
+        if progress is not None:
+            size = table.size
+            watch = lambda done: progress(min(done, size), size)  # noqa: E731
+        return resume(self._cache, cid, table.size, self._session.bounds, watch)
+
+    def _fetch(
+        self,
+        info: VersionInfo,
+        sources: Sequence[Source],
+        table: LeafTable,
+        partial: PartialFile,
+    ) -> Optional[Path]:
+        """Fetch a file and keep it; return its path, or none if another was faster."""
+        fetch(
+            self._session,
+            sources,
+            table,
+            partial.descriptor,
+            self._progress,
+            connections=self._connections,
+        )
+        try:
+            return self._cache.keep(partial, table.root, info.filename)
+        except CacheError:
+            if partial.path.exists():
+                raise
+            return None
 
     def _download_by_cid(self, kind: Type[Info], text: str, verify: bool) -> Path:
         cid = CID.parse(text)
@@ -409,21 +678,57 @@ class VisionO3Client:
             return cached
         return self.download(self._resolver.resolve_cid(kind, text), verify)
 
-    def _list(self, kind: Type[Info], filters: Optional[Filters]) -> Iterator[Info]:
+    def _pin(self, kind: Type[Info], name: str, version: Optional[int]) -> Info:
+        info = self._resolver.resolve(kind, name, version)
+        for cid in _contents(info):
+            self._cache.pin(cid)
+        return info
+
+    def _unpin(self, kind: Type[Info], name: str, version: Optional[int]) -> List[Info]:
+        known: List[Info] = []
+        if version is None:
+            known = self._resolver.known_versions(kind, parse_name(name))
+        infos = known or [self._resolver.resolve(kind, name, version)]
+        return [
+            info for info in infos if any([*map(self._cache.unpin, _contents(info))])
+        ]
+
+    def _reading(self) -> Progress:
+        """Return what tells of files that are read, and ends with the call."""
+        bounds = self._session.bounds
+
+        def watch(done: int, total: int) -> None:
+            bounds.check()
+            if self._progress is not None:
+                self._progress(done, total)
+
+        return watch
+
+    @_call
+    def _page(
+        self, kind: Type[Info], query: Sequence[Tuple[str, str]]
+    ) -> Tuple[List[Any], int]:
+        """Return a page of a list, and how long the whole list is."""
+        query = [*query, ("page_size", str(_PAGE_SIZE))]
+        answer = self._session.get_object(f"/{kind.collection}", query)
+        items, total = answer.get("items"), answer.get("total")
+        if not isinstance(items, list) or not isinstance(total, int):
+            raise not_understood("it is not a list")
+        return items, total
+
+    def _pages(
+        self, kind: Type[Info], filters: Optional[Filters]
+    ) -> Iterator[List[Info]]:
         query: List[Tuple[str, str]] = []
         for name, value in (filters or {}).items():
             values = [value] if isinstance(value, (str, int)) else value
             query += [(name, str(each)) for each in values]
         page, seen, total = 1, 0, 1
         while seen < total:
-            answer = self._session.get_object(
-                f"/{kind.collection}",
-                [*query, ("page", str(page)), ("page_size", str(_PAGE_SIZE))],
-            )
-            items, total = _page(answer)
+            items, total = self._page(kind, [*query, ("page", str(page))])
             if not items:
                 return
-            yield from (parse_info(kind, item) for item in items)
+            yield [parse_info(kind, item) for item in items]
             seen += len(items)
             page += 1
 
@@ -435,34 +740,21 @@ class VisionO3Client:
         expected: Optional[str],
     ) -> Info:
         parse_name(dict(fields)["name"])
-        if expected is not None:
-            CID.parse(expected)
-        try:
-            size = path.stat().st_size
-            cid = CIDVerifier.compute_cid(path)
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-        if expected not in (None, cid):
-            raise CIDMismatchError(
-                f"{path} is {cid}, not {expected}.", expected=expected, actual=cid
-            )
-        given = [(name, value) for name, value in (*fields, ("cid", cid)) if value]
-        form = FormBody(given, path, size, self._progress)
-        headers = {
-            "Content-Type": form.content_type,
-            "Content-Length": str(form.size),
-        }
-        document = self._session.send_for_object(
-            "POST", f"/{kind.collection}", headers, form
+        cid, document = publish(
+            self._session,
+            kind.collection,
+            path,
+            fields,
+            None if expected is None else CID.parse(expected),
+            self._progress,
         )
         info = parse_info(kind, document)
-        if info.cid != cid:
+        if info.cid != str(cid):
             raise not_understood(f"it is about {info.cid}, not {cid}")
         return info
 
 
-def _page(answer: Dict[str, Any]) -> Tuple[List[Any], int]:
-    items, total = answer.get("items"), answer.get("total")
-    if not isinstance(items, list) or not isinstance(total, int):
-        raise not_understood("it is not a list")
-    return items, total
+def _contents(info: VersionInfo) -> List[CID]:
+    """Return what a version consists of: its file, and the list of an archive."""
+    texts = info.cid, getattr(info, "manifest_cid", None)
+    return [CID.parse(text) for text in texts if text is not None]

@@ -43,6 +43,10 @@ def add_dataset_commands(commands: Commands, add: Add) -> None:
     files.add_argument("which", metavar="NAME[@VERSION]")
 
     cat = add(actions, "cat", _cat, "write one file of an archive, verified, to output")
+    cat.description = (
+        "Write one file of an archive, verified, to output; with --json: say where "
+        "it is in the cache."
+    )
     cat.add_argument("which", metavar="NAME[@VERSION]")
     cat.add_argument("path", metavar="PATH", help="as 'dataset files' lists it")
 
@@ -81,6 +85,9 @@ def _files(arguments: Namespace, client: VisionO3Client) -> Shown:
 
 def _cat(arguments: Namespace, client: VisionO3Client) -> Shown:
     name, version = parse_which(arguments.which)
+    if arguments.json:
+        path = client.download_dataset_file(name, arguments.path, version)
+        return Shown({"path": str(path), "size": path.stat().st_size})
     with client.open_dataset_file(name, arguments.path, version) as file:
         shutil.copyfileobj(file, sys.stdout.buffer, _COPY_SIZE)
     return Shown(None)

@@ -37,7 +37,9 @@ from vision_o3.errors import (
     VisionO3Error,
 )
 from vision_o3.sdk.download import Patience, fetch, fetch_unlisted, write_at
+from vision_o3.sdk.resolving import expect_online
 from vision_o3.sdk.session import read_body
+from vision_o3.sdk.sources import GatewaySource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,6 +118,7 @@ class DatasetFiles:
         cached = self._cache.find(entry.cid, name)
         if cached is not None:
             return cached
+        expect_online(self._session, f"{entry.path} ({entry.cid})")
         with self._cache.write(entry.size) as partial:
             self._fetch(info, entry, partial.descriptor, self._progress)
             kept = self._cache.keep(partial, entry.cid, name)
@@ -194,12 +197,13 @@ class DatasetFiles:
     ) -> None:
         """Write a file's bytes, verified when this returns."""
         path = f"{_path(info)}/files/{quote(entry.path)}"
+        source = GatewaySource(self._session, path)
         if entry.cid.is_raw:  # verified before it is written
             table = LeafTable.of_raw(entry.cid, entry.size)
-            fetch(self._session, path, table, file, progress)
+            fetch(self._session, [source], table, file, progress)
         else:
             content = entry.cid, entry.size
-            fetch_unlisted(self._session, path, content, file, progress)
+            fetch_unlisted(self._session, source, content, file, progress)
 
     def _manifest_bytes(self, info: DatasetInfo) -> bytes:
         if info.manifest_cid is None:
@@ -218,6 +222,7 @@ class DatasetFiles:
         return content
 
     def _fetch_manifest(self, info: DatasetInfo, cid: CID) -> bytes:
+        expect_online(self._session, f"The list of files of {info.name}@{info.version}")
         patience = Patience(self._session.attempts())
         while True:
             try:

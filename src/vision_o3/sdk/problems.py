@@ -29,6 +29,20 @@ _BY_STATUS: Dict[int, Type[VisionO3Error]] = {
     507: errors.StorageFullError,
 }
 """For answers without a code that is known, such as those of a proxy."""
+_NOT_A_GATEWAYS = (
+    None,
+    VisionO3Error,
+    errors.CacheError,
+    errors.CancelledError,
+    errors.DeadlineExceededError,
+    errors.OfflineError,
+)
+"""What only the device says: a gateway cannot end a call in its name."""
+_WILL_NOT_PASS = frozenset({401, 403, 404, 405, 410, 416})
+_OWN_NAMES = frozenset(
+    {"type", "title", "detail", "message", "values", "retryable", "retry_after_s"}
+)
+_CLIENT_ERROR = 400
 _SERVER_ERROR = 500
 _TOO_MANY_REQUESTS = 429
 
@@ -47,10 +61,12 @@ def problem_error(response: Response, now: float) -> VisionO3Error:
     status = response.status
     code = document.get("code")
     known = errors.from_code(code) if isinstance(code, str) else None
-    if known in (None, VisionO3Error) or status == _TOO_MANY_REQUESTS:
+    if known in _NOT_A_GATEWAYS or status == _TOO_MANY_REQUESTS:
         known = _BY_STATUS.get(status)
     if known is None:
         known = VisionO3Error if status >= _SERVER_ERROR else errors.InputError
+        if status < _CLIENT_ERROR:
+            known = errors.TransportError
     detail = document.get("detail")
     if not isinstance(detail, str) or not detail:
         detail = f"The answer was {status}, without more words."
@@ -60,10 +76,31 @@ def problem_error(response: Response, now: float) -> VisionO3Error:
         if isinstance(value, (str, int, float)) and _is_fact(name)
     }
     values["status"] = status
+    if status < _CLIENT_ERROR:  # such as a redirect without a target
+        values["retryable"] = False
     retry_after_s = _seconds(response.headers.get("retry-after", ""), now)
     if retry_after_s is not None:
         values["retry_after_s"] = retry_after_s
     return known(detail, **values)
+
+
+def status_error(response: Response, host: str, now: float) -> errors.TransportError:
+    """Return the error that a status of another server than the gateway tells.
+
+    Args:
+        response: The answer.
+        host: Whose it is.
+        now: Seconds since 1970, for a ``Retry-After`` that is a date.
+    """
+    values: Dict[str, Any] = {"status": response.status}
+    retry_after_s = _seconds(response.headers.get("retry-after", ""), now)
+    if retry_after_s is not None:
+        values["retry_after_s"] = retry_after_s
+    return errors.TransportError(
+        f"{host} answered {response.status}.",
+        retryable=response.status not in _WILL_NOT_PASS,
+        **values,
+    )
 
 
 def not_understood(reason: str) -> errors.TransportError:
@@ -89,7 +126,8 @@ def _read_document(response: Response) -> Dict[str, Any]:
                 break
             body += buffer[len(body) : len(body) + count]
         document = json.loads(bytes(body).decode())
-    except (errors.TransportError, ValueError):
+    # RecursionError: brackets without end.
+    except (errors.TransportError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 
@@ -98,7 +136,7 @@ def _is_fact(name: str) -> bool:
     return (
         name.isidentifier()
         and not name.startswith("_")
-        and name not in ("type", "title", "detail", "message", "values")
+        and name not in _OWN_NAMES
         and not hasattr(VisionO3Error, name)  # ``code``, ``args`` and such
     )
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 from typing import Callable, Optional, Protocol, TypeVar
 
 from vision_o3.errors import VisionO3Error
+from vision_o3.sdk.bounds import Bounds
+from vision_o3.sdk.logs import logger
 
 _T = TypeVar("_T")
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 class Clock(Protocol):
@@ -48,6 +49,19 @@ class RetryPolicy:
     base_s: float = 0.5
     longest_s: float = 20.0
 
+    def wait_s(self, failures: int, chance: float, error: VisionO3Error) -> float:
+        """Return the seconds to wait after so many failures in a row.
+
+        Args:
+            failures: From 1 up.
+            chance: Random, in [0, 1).
+            error: The last one; may say ``retry_after_s``.
+        """
+        doubled: int = 2 ** min(failures - 1, 32)
+        longest_s = min(self.longest_s, self.base_s * doubled)
+        asked_s: float = error.values.get("retry_after_s", 0)
+        return longest_s * chance + asked_s
+
 
 class Attempts:
     """Counts the attempts of one piece of work.
@@ -56,6 +70,7 @@ class Attempts:
         policy: The bounds.
         clock: Default: the ``time`` module.
         random: Returns a number in [0, 1). Default: that of ``random``.
+        bounds: Of the call. Default: none.
     """
 
     def __init__(
@@ -63,10 +78,12 @@ class Attempts:
         policy: RetryPolicy,
         clock: Optional[Clock] = None,
         random: Optional[Callable[[], float]] = None,
+        bounds: Optional[Bounds] = None,
     ) -> None:
         self._policy = policy
         self._clock = clock or time
-        self._random = random
+        self._random = random or chance
+        self._bounds = bounds or Bounds(self._clock)
         self.progressed()
 
     def progressed(self) -> None:
@@ -84,9 +101,9 @@ class Attempts:
         self._failures += 1
         if not error.retryable or self._failures >= policy.attempts:
             raise error
-        wait_s = min(policy.longest_s, policy.base_s * 2 ** (self._failures - 1))
-        wait_s = wait_s * self._chance() + error.values.get("retry_after_s", 0)
-        if self._clock.monotonic() + wait_s > self._deadline:
+        wait_s = policy.wait_s(self._failures, self._random(), error)
+        left_s = self._deadline - self._clock.monotonic()
+        if wait_s > min(left_s, self._bounds.left_s()):
             raise error
         _log.warning(
             "request.retried: %s Trying again in %.1f s.",
@@ -94,7 +111,7 @@ class Attempts:
             wait_s,
             extra={"code": error.code, "wait_s": wait_s},
         )
-        self._clock.sleep(wait_s)
+        self._bounds.sleep(wait_s)
 
     def call(self, work: Callable[[], _T]) -> _T:
         """Return what ``work`` returns, after as many attempts as it takes.
@@ -108,9 +125,9 @@ class Attempts:
             except VisionO3Error as error:
                 self.failed(error)
 
-    def _chance(self) -> float:
-        if self._random is None:
-            import random  # noqa: PLC0415 - only now: most calls need no retry
 
-            self._random = random.random
-        return self._random()
+def chance() -> float:
+    """Return a random number in [0, 1)."""
+    import random  # noqa: PLC0415 - only now: most calls need no retry
+
+    return random.random()  # noqa: S311 - spreads clients in time, no secret
