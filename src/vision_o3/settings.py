@@ -138,6 +138,7 @@ class Settings(BaseSettings):
     max_form_fields: Count = 100
     max_field_bytes: Count = 64 << 10
     max_concurrent_publishes: Count = 32
+    upload_expires_s: float = Field(default=86_400, gt=0, le=30 * 86_400)
 
     allow_unsafe_content: bool = False
     inspect_timeout_s: Seconds = 600

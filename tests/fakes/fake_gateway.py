@@ -22,9 +22,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
 
+from vision_o3.content.cid import CID
 from vision_o3.content.dag import ContentHasher, Dag, cid_of_bytes
+from vision_o3.content.leaves import LeafTable
 from vision_o3.content.manifest import FileEntry, encode_manifest, sort_key
-from vision_o3.errors import TransportError
+from vision_o3.errors import IntegrityError, TransportError
 
 CREATED_AT = "2026-11-24T14:00:00Z"
 
@@ -67,6 +69,38 @@ class Published:
     manifest: Optional[bytes] = None
 
 
+@dataclass
+class Partial:
+    """An upload in parts."""
+
+    table: LeafTable
+    leaves: Dict[int, bytes] = field(default_factory=dict)
+
+    def document(self, start: int, end: int) -> Dict[str, Any]:
+        missing: List[List[int]] = []
+        for index in self.table.covering(start, end):
+            at, until = self.table.span(index)
+            if index in self.leaves:
+                continue
+            if missing and missing[-1][1] == at:
+                missing[-1][1] = until
+            else:
+                missing.append([at, until])
+        absent = sum(until - at for at, until in missing)
+        return {
+            "cid": str(self.table.root),
+            "file_size": self.table.size,
+            "received": end - start - absent,
+            "missing": missing,
+            "expires_at": CREATED_AT,
+        }
+
+    def content(self) -> Optional[bytes]:
+        if len(self.leaves) < self.table.count:
+            return None
+        return b"".join(self.leaves[index] for index in range(self.table.count))
+
+
 Lie = Callable[[Answer], None]
 
 
@@ -90,6 +124,7 @@ class FakeGateway:
     def __init__(self) -> None:
         self.url = "http://gateway.test"
         self.published: Dict[str, List[Published]] = {"models": [], "datasets": []}
+        self.partial: Dict[str, Partial] = {}
         self.users: Dict[str, str] = {}
         self.tokens: List[str] = []
         self.expires_in: object = 3600
@@ -202,6 +237,8 @@ class FakeGateway:
         return self._answer_within(words, seen)
 
     def _answer_within(self, words: List[str], seen: Seen) -> Answer:
+        if words[0] == "uploads":
+            return self._upload(words, seen)
         if words[0] not in self.published:
             return problem(404, "not_found")
         collection = self.published[words[0]]
@@ -282,6 +319,47 @@ class FakeGateway:
                 return each
         return None
 
+    def _upload(self, words: List[str], seen: Seen) -> Answer:
+        if seen.method == "PUT" and len(words) == 2:
+            known = self.partial.get(words[1])
+            if known is None:
+                table = LeafTable.from_sidecar(CID.parse(words[1]), seen.body)
+                known = self.partial[words[1]] = Partial(table)
+            return json_answer(200, known.document(0, known.table.size))
+        upload = self.partial.get(words[1])
+        if upload is None:
+            return problem(404, "not_found")
+        if seen.method == "GET":
+            size = upload.table.size
+            start, end = (
+                int(seen.query.get(name, [default])[0])
+                for name, default in (("start", 0), ("end", size))
+            )
+            return json_answer(200, upload.document(start, end))
+        return self._receive_part(upload, int(words[3]), seen)
+
+    @staticmethod
+    def _receive_part(upload: Partial, offset: int, seen: Seen) -> Answer:
+        announced = int(seen.headers["content-length"])
+        for index in upload.table.covering(offset, offset + announced):
+            start, end = upload.table.span(index)
+            leaf = seen.body[start - offset : end - offset]
+            if len(leaf) < end - start:
+                return problem(400, "incomplete_upload")
+            try:
+                upload.table.verify(index, leaf)
+            except IntegrityError:
+                return problem(422, "cid_mismatch")
+            upload.leaves[index] = leaf
+        return Answer(204)
+
+    def _known(self, collection: str, cid: str) -> Optional[bytes]:
+        for each in self.published[collection]:
+            if each.document["cid"] == cid:
+                return each.content
+        upload = self.partial.get(cid)
+        return None if upload is None else upload.content()
+
     def _receive(self, collection: str, seen: Seen) -> Answer:
         boundary = (
             seen.headers.get("content-type", "boundary=none")
@@ -289,7 +367,7 @@ class FakeGateway:
             .encode()
         )
         fields: Dict[str, Any] = {"tags": []}
-        content = b""
+        content: Optional[bytes] = None
         for part in seen.body.split(b"--" + boundary)[1:-1]:
             head, _, value = part[2:-2].partition(b"\r\n\r\n")
             name = head.partition(b'name="')[2].partition(b'"')[0].decode()
@@ -300,6 +378,12 @@ class FakeGateway:
             else:
                 fields[name] = value.decode()
         name, declared = fields.pop("name", "-"), fields.pop("cid", "")
+        fields.pop("filename", None)
+        if content is None:
+            content = self._known(collection, declared)
+            if content is None:
+                return problem(409, "content_needed", cid=declared)
+            self.partial.pop(declared, None)
         for each in reversed(self.published[collection]):
             if each.document["name"] == name and each.content == content:
                 return json_answer(200, {**each.document, "created": False})
@@ -514,7 +598,10 @@ class InMemoryTransport:
         url: str,
         headers: Mapping[str, str],
         body: Any = None,
+        bounds: Any = None,
     ) -> _InMemoryResponse:
+        if bounds is not None:
+            bounds.check()
         parts = urlsplit(url)
         gateway = self._gateways.get(f"{parts.scheme}://{parts.netloc}")
         if gateway is None:
@@ -625,7 +712,7 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
 
-    do_GET = do_POST = do_HEAD = _handle  # noqa: N815 - names set by http.server
+    do_GET = do_POST = do_PUT = do_HEAD = _handle  # noqa: N815 - names set by http.server
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""

@@ -67,6 +67,9 @@ _CANNED = {
     Fault.ROTATED: (403, "InvalidAccessKeyId", "There is no such access key."),
 }
 
+STALLS = frozenset({Fault.STALL, Fault.STALL_ANSWER, Fault.STALL_IN_ANSWER})
+"""After these the client waits for bytes that never come."""
+
 _BEFORE_THE_STORE = frozenset({*_CANNED, Fault.RESET_BEFORE, Fault.STALL})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from array import array
 
@@ -50,6 +51,15 @@ def through(table: LeafTable, start: int, end: int, fed: list[bytes]) -> bytes:
 def test_a_table_holds_32_bytes_a_leaf() -> None:
     assert TABLE.count == 8
     assert len(TABLE._digests) == 8 * 32
+
+
+def test_a_table_tells_each_leafs_digest() -> None:
+    for index in range(TABLE.count):
+        start, end = TABLE.span(index)
+        assert TABLE.digest(index) == hashlib.sha256(CONTENT[start:end]).digest()
+    for index in (-1, 8):
+        with pytest.raises(IndexError):
+            TABLE.digest(index)
 
 
 def test_leaves_lie_one_after_the_other() -> None:

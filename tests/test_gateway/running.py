@@ -122,7 +122,7 @@ class Served:
 
     def wait_until_empty(self) -> None:
         """Return when no spool file is left; fail if there always is one."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while list(self.settings.spool_directory.iterdir()):
             assert time.monotonic() < deadline, "a spool file was left behind"
             time.sleep(0.01)

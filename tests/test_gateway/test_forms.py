@@ -87,6 +87,7 @@ def receive(
     async def run() -> Received:
         request = Request(scope, next_message)
         async with receive_form(request, spool, limits, check) as form:
+            assert form.spooled is not None
             content = form.spooled.path.read_bytes()
             root = str(form.spooled.dag.root)
             return dict(form.fields), form.filename, content, root

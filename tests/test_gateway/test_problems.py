@@ -40,6 +40,7 @@ EXPECTED = {
     "object_not_found": 502,
     "conflict": 409,
     "already_exists": 409,
+    "content_needed": 409,
     "upload_in_progress": 409,
     "integrity_error": 502,
     "digest_mismatch": 502,
@@ -53,6 +54,9 @@ EXPECTED = {
     "cache_error": 500,
     "invalid_configuration": 500,
     "transport_error": 500,
+    "offline": 500,
+    "deadline_exceeded": 500,
+    "cancelled": 500,
 }
 
 

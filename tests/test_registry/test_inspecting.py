@@ -137,7 +137,7 @@ def test_process_ends_with_its_gateway(tmp_path: Path) -> None:
     worker.stdin.flush()
     assert worker.poll() is None
     worker.stdin.close()
-    assert worker.wait(timeout=20) == 1
+    assert worker.wait(timeout=60) == 1
     worker.stdout.close()
 
 

@@ -245,7 +245,7 @@ class Asking(threading.Thread):
         self._arrived = threading.Event()
         self._go_on = threading.Event()
         self.start()
-        assert self._arrived.wait(10)
+        assert self._arrived.wait(60)
 
     def run(self) -> None:
         try:
@@ -256,13 +256,13 @@ class Asking(threading.Thread):
     def _ask(self) -> Version:
         self.had_to_ask = True
         self._arrived.set()
-        assert self._go_on.wait(10)
+        assert self._go_on.wait(60)
         assert self.read is not None
         return version(self.read)
 
     def finish(self) -> None:
         self._go_on.set()
-        self.join(10)
+        self.join(60)
         assert self.answer is not None
 
 
@@ -369,7 +369,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 TestCacheMachine = CacheMachine.TestCase
 TestCacheMachine.settings = settings(
-    max_examples=300, stateful_step_count=50, deadline=None
+    max_examples=150, stateful_step_count=50, deadline=None
 )
 
 

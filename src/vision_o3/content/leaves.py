@@ -119,6 +119,15 @@ class LeafTable:
             return range(0)
         return range(start // self.chunk_size, (end - 1) // self.chunk_size + 1)
 
+    def digest(self, index: int) -> bytes:
+        """Return the sha2-256 digest of leaf ``index``.
+
+        Raises:
+            IndexError: The file has no such leaf.
+        """
+        self.span(index)
+        return self._digests[index * DIGEST_SIZE : (index + 1) * DIGEST_SIZE]
+
     def verify(self, index: int, leaf: ReadableBuffer) -> None:
         """Return if ``leaf`` is exactly leaf ``index``.
 
@@ -136,7 +145,7 @@ class LeafTable:
                 actual=size,
                 leaf=index,
             )
-        expected = self._digests[index * DIGEST_SIZE : (index + 1) * DIGEST_SIZE]
+        expected = self.digest(index)
         actual = hashlib.sha256(leaf).digest()
         if actual != expected:
             raise DigestMismatchError(

@@ -53,6 +53,9 @@ def backup(arguments: Namespace) -> int:
     log_to_stderr()
     with open_database(load_settings()) as database:
         done = backups.back_up(database, Path(arguments.file), software=__version__)
+    if arguments.json:
+        print(json.dumps({"file": arguments.file, **asdict(done)}))
+        return 0
     print(
         f"{done.users} users and {done.audit_events} audit events were written to "
         f"{arguments.file}, which only you can read. It holds hashes of secrets: keep "
@@ -66,6 +69,9 @@ def restore(arguments: Namespace) -> int:
     log_to_stderr()
     with open_database(load_settings()) as database:
         done = backups.restore(database, Path(arguments.file))
+    if arguments.json:
+        print(json.dumps(asdict(done)))
+        return 1 if done.users_differing else 0
     for user in done.users_differing:
         print(
             f"User {user!r} is there, but not as in the backup, and was left as is.",

@@ -55,10 +55,8 @@ def _add_user_commands(subparsers: Any) -> None:  # noqa: ANN401 - as above
         metavar="SCOPE",
         help="what the user may do, such as model:read or model:write; repeat for more",
     )
-    add.add_argument("--json", action="store_true", help="print JSON")
     _runs(add, "add_user")
     listing = commands.add_parser("list", help="list the users")
-    listing.add_argument("--json", action="store_true", help="print JSON")
     _runs(listing, "list_users")
     disable = commands.add_parser("disable", help="let a user sign in no more")
     disable.add_argument("name", metavar="NAME")
@@ -95,7 +93,6 @@ def _add_store_commands(commands: Any) -> None:  # noqa: ANN401 - as above
         description="Store, read, list and remove a small object under 'probe/', and "
         "say for each capability whether the store has it, and what to do if not.",
     )
-    check.add_argument("--json", action="store_true", help="print JSON")
     _runs(check, "check_store", "admin_store")
     scrub = commands.add_parser(
         "scrub",
@@ -120,7 +117,6 @@ def _add_store_commands(commands: Any) -> None:  # noqa: ANN401 - as above
         action="store_true",
         help="replace what is wrong from VISION_O3_SECOND_STORE",
     )
-    scrub.add_argument("--json", action="store_true", help="print JSON")
     _runs(scrub, "scrub", "admin_copies")
     mirror = commands.add_parser(
         "mirror",
@@ -138,7 +134,6 @@ def _add_store_commands(commands: Any) -> None:  # noqa: ANN401 - as above
         action="store_true",
         help="also read and verify what is at DST already",
     )
-    mirror.add_argument("--json", action="store_true", help="print JSON")
     _runs(mirror, "mirror", "admin_copies")
 
 
@@ -150,7 +145,6 @@ def _add_index_commands(commands: Any) -> None:  # noqa: ANN401 - as above
         "the database lacks. May be broken off and run again. Users and the audit "
         "trail are not in the store: see 'admin backup'.",
     )
-    rebuild.add_argument("--json", action="store_true", help="print JSON")
     _runs(rebuild, "rebuild_index", "admin_index")
     backup = commands.add_parser(
         "backup",
@@ -171,6 +165,8 @@ def _add_index_commands(commands: Any) -> None:  # noqa: ANN401 - as above
 
 
 def _runs(parser: ArgumentParser, command: str, module: str = "commands") -> None:
+    text = "print JSON" if command != "serve" else "no change: the log is JSON, always"
+    parser.add_argument("--json", action="store_true", help=text)
     parser.set_defaults(work=_lazily(command, f"{_GATEWAY}.{module}"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import signal
+from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from vision_o3.gateway.logs import configure_logging, log_to_stderr
 from vision_o3.gateway.o3_client import O3Client
 from vision_o3.gateway.opening import open_database, open_spool, timing_of
 from vision_o3.registry.maintenance import Sweeper
+from vision_o3.registry.partial_uploads import PartialUploads
 from vision_o3.registry.rebuilding import require_index
 from vision_o3.settings import load_settings
 
@@ -106,14 +108,20 @@ def disable_user(arguments: Namespace) -> int:
     """Let a user sign in no more."""
     with open_database(load_settings()) as database:
         auth.disable_user(database, arguments.name)
-    print(f"User {arguments.name!r} cannot sign in any more.")
+    if arguments.json:
+        print(json.dumps({"user": arguments.name, "disabled": True}))
+    else:
+        print(f"User {arguments.name!r} cannot sign in any more.")
     return 0
 
 
-def migrate(_: Namespace) -> int:
+def migrate(arguments: Namespace) -> int:
     """Bring the database to this version's schema."""
     migrations.migrate(load_settings().database_url.get_secret_value())
-    print("The database is up to date.")
+    if arguments.json:
+        print(json.dumps({"up_to_date": True}))
+    else:
+        print("The database is up to date.")
     return 0
 
 
@@ -126,11 +134,17 @@ def sweep(arguments: Namespace) -> int:
         O3Client.open(settings) as client,
         open_spool(settings) as spool,
     ):
-        sweeper = Sweeper(database, client.store, spool, timing_of(settings))
+        partial = PartialUploads(spool, expires_s=settings.upload_expires_s)
+        timing = timing_of(settings)
+        sweeper = Sweeper(database, client.store, spool, timing, partial)
         swept = sweeper.sweep()
         strays = sweeper.sweep_strays(grace=timedelta(hours=arguments.grace_hours))
+    if arguments.json:
+        print(json.dumps({"expired": asdict(swept), "unnamed": asdict(strays)}))
+        return 0
     print(
         f"Removed: {swept.claims} expired claims, {swept.spool_files} spool files, "
+        f"{swept.partial_uploads} expired uploads, "
         f"{strays.objects} objects without a version, {strays.unfinished} unfinished "
         f"ones. Failures: {swept.failures}."
     )

@@ -80,7 +80,9 @@ async def publish(
     Of an archive every file is read, named by its CID and listed in the manifest.
     Fields may come in any order; with the file last, mistakes in the others are told
     before it is received. If the latest version has this content already, it is
-    answered with status 200 and nothing is stored.
+    answered with status 200 and nothing is stored. With `cid` and no file, content is
+    published that was uploaded in parts (`PUT /uploads/{cid}`), or that another version
+    has.
     """
     published = await receive_and_publish(
         request, response, gateway, gateway.datasets, principal, _FIELDS

@@ -20,6 +20,7 @@ from vision_o3.gateway.auth import SCOPES, Principal, Tokens
 from vision_o3.gateway.forms import FormLimits
 from vision_o3.registry.hot_cache import HotCache
 from vision_o3.registry.inspecting import Inspector
+from vision_o3.registry.partial_uploads import PartialUploads
 from vision_o3.registry.services import DatasetService, ModelService
 from vision_o3.registry.spool import Spool
 from vision_o3.settings import Settings
@@ -47,6 +48,7 @@ class Gateway:
     database: Database
     store: ObjectStore
     spool: Spool
+    partial_uploads: PartialUploads
     inspector: Inspector
     hot_cache: HotCache | None
     models: ModelService
@@ -55,6 +57,8 @@ class Gateway:
     signing_in: anyio.CapacityLimiter
     """Bounds the memory and processors that hashing of secrets takes."""
     publishing: anyio.CapacityLimiter
+    copying: anyio.CapacityLimiter
+    """Of stored content that is published again: each takes a file's room and time."""
     """Keeps publishers that wait for each other from blocking readers."""
 
     @property
@@ -95,6 +99,14 @@ async def _authenticated(
     return principal
 
 
+async def _may_upload(
+    principal: Annotated[Principal, Security(_authenticated)],
+) -> Principal:
+    if "dataset:write" not in principal.scopes:
+        principal.require("model:write")
+    return principal
+
+
 async def _public() -> None:
     """Let anybody in."""
 
@@ -107,5 +119,7 @@ ModelReader = Annotated[Principal, MayReadModels]
 ModelWriter = Annotated[Principal, MayWriteModels]
 DatasetReader = Annotated[Principal, MayReadDatasets]
 DatasetWriter = Annotated[Principal, MayWriteDatasets]
+Uploader = Annotated[Principal, Depends(_may_upload)]
+"""May write models, datasets, or both."""
 Public = Depends(_public)
 """Marks a route that needs no token."""

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from starlette.requests import Request
-    from starlette.types import Message
 
     from vision_o3.registry.spool import Spool, Spooled
 
@@ -33,6 +32,10 @@ Check: TypeAlias = Callable[[Fields, str | None], object]
 
 FILE = "file"
 """The name of the one part that is a file."""
+CID_FIELD = "cid"
+"""The field that says which file it is; then the file may be left out."""
+_LONGEST_NUMBER = 20
+"""Digits of a Content-Length; more than any size has."""
 FRAME_SIZE = 16 << 10
 """Bytes allowed around each part: its boundary and headers."""
 _ENCODINGS = frozenset({b"7bit", b"8bit", b"binary"})
@@ -61,7 +64,8 @@ class Form:
 
     fields: Fields
     filename: str | None
-    spooled: Spooled
+    spooled: Spooled | None
+    """``None`` if the field ``cid`` names the file instead."""
 
 
 @asynccontextmanager
@@ -78,21 +82,18 @@ async def receive_form(
             what it raises ends the upload before the file is received.
 
     Raises:
-        InputError: Not a well-formed form with exactly one file.
+        InputError: Not a well-formed form with exactly one file, or with a CID.
         IncompleteUploadError: The body ended early, or nothing came for too long.
         LimitExceededError: A limit was exceeded; the rest was not received.
         StorageFullError, StorageError: The spool cannot take the file.
     """
     parts = _Parts(_boundary(request), limits, check)
     # A body says its length; what is surely the file's share must fit.
-    announced = max(0, _content_length(request) - limits.beside_file)
+    announced = max(0, (content_length(request) or 0) - limits.beside_file)
     async with spool.open(announced) as writer:
         received = 0
         while True:
-            message = await _next(request, limits.stall_timeout_s)
-            if message["type"] == "http.disconnect":
-                raise IncompleteUploadError("The connection was lost.")
-            piece: bytes = message.get("body", b"")
+            piece, ended = await next_piece(request, limits.stall_timeout_s)
             received += len(piece)
             for view in parts.feed(piece):
                 await writer.write(view)
@@ -101,18 +102,33 @@ async def receive_form(
                     "The form is too large, not counting its file.",
                     limit=limits.beside_file,
                 )
-            if not message.get("more_body", False):
+            if ended:
                 break
         parts.finish()
-        yield Form(parts.fields, parts.filename, await writer.finish())
+        spooled = await writer.finish() if parts.has_file else None
+        yield Form(parts.fields, parts.filename, spooled)
 
 
-async def _next(request: Request, timeout_s: float) -> Message:
+async def next_piece(request: Request, timeout_s: float) -> tuple[bytes, bool]:
+    """Return the next bytes of a body, and whether they are the last.
+
+    Raises:
+        IncompleteUploadError: The connection was lost, or no bytes came in time.
+    """
     try:
         async with asyncio.timeout(timeout_s):
-            return await request.receive()
+            message = await request.receive()
     except TimeoutError:
         raise IncompleteUploadError(f"No bytes came for {timeout_s:g} s.") from None
+    if message["type"] == "http.disconnect":
+        raise IncompleteUploadError("The connection was lost.")
+    return message.get("body", b""), not message.get("more_body", False)
+
+
+def content_length(request: Request) -> int | None:
+    """Return how many bytes a body says to have, if it says that."""
+    text = request.headers.get("content-length", "")
+    return int(text[:_LONGEST_NUMBER]) if text.isascii() and text.isdigit() else None
 
 
 def _boundary(request: Request) -> bytes:
@@ -126,11 +142,6 @@ def _boundary(request: Request) -> bytes:
     return boundary
 
 
-def _content_length(request: Request) -> int:
-    text = request.headers.get("content-length", "0")
-    return int(text) if text.isascii() and text.isdigit() else 0
-
-
 class _Parts:
     """Sorts the pieces of a body into fields and file."""
 
@@ -140,7 +151,7 @@ class _Parts:
         self._limits = limits
         self._check = check
         self._count = 0
-        self._has_file = False
+        self.has_file = False
         self._in_file = False
         self._ended = False
         self._name = ""
@@ -176,15 +187,16 @@ class _Parts:
         return file_pieces
 
     def finish(self) -> None:
-        """Raise unless a whole form with a file was received."""
+        """Raise unless a whole form with a file, or the CID of one, was received."""
         if not self._ended:
             raise IncompleteUploadError(
                 "The form ends before its last boundary. Send it again, whole."
             )
-        if not self._has_file:
+        if not self.has_file and not any(self.fields.get(CID_FIELD, ())):
             raise InputError(
                 f"The form has no file. Send it as the part {FILE!r}, "
-                "for example curl -F file=@model.onnx.",
+                "for example curl -F file=@model.onnx, or say by its CID "
+                f"({CID_FIELD!r}) which one to publish that the gateway has.",
             )
 
     def _on_part_begin(self) -> None:
@@ -220,9 +232,9 @@ class _Parts:
         self._in_file = self._name == FILE
         filename = options.get(b"filename")
         if self._in_file:
-            if self._has_file:
+            if self.has_file:
                 raise InputError("The form has two files. Publish them one by one.")
-            self._has_file = True
+            self.has_file = True
             if filename is not None:
                 self.filename = filename.decode(errors="replace")
             self._check(self.fields, self.filename)

@@ -18,7 +18,14 @@ from vision_o3 import __version__
 from vision_o3.db.changes import ChangeListener, CommitCounter
 from vision_o3.db.engine import Database
 from vision_o3.errors import VisionO3Error
-from vision_o3.gateway import datasets, health, models, problems, sign_in
+from vision_o3.gateway import (
+    datasets,
+    health,
+    models,
+    partial_uploads,
+    problems,
+    sign_in,
+)
 from vision_o3.gateway.auth import Tokens
 from vision_o3.gateway.deps import Gateway
 from vision_o3.gateway.logs import configure_logging
@@ -33,6 +40,7 @@ from vision_o3.gateway.opening import (
 from vision_o3.registry.hot_cache import HotCache
 from vision_o3.registry.inspecting import Inspector
 from vision_o3.registry.maintenance import Sweeper
+from vision_o3.registry.partial_uploads import PartialUploads
 from vision_o3.registry.rebuilding import require_index
 from vision_o3.registry.relaying import Relay
 from vision_o3.registry.resolving import MetadataCache
@@ -57,6 +65,8 @@ Get a token at `POST /auth/token`, and send it as `Authorization: Bearer …`.
 Errors are RFC 9457 problem documents with a stable `code`.
 """
 
+_COPIES = 2
+"""Files of the store that are copied at once, to be published under another name."""
 _log = structlog.get_logger(__name__)
 
 
@@ -103,6 +113,7 @@ def create_app(
     for router in (
         models.router,
         datasets.router,
+        partial_uploads.router,
         sign_in.router,
         health.router,
     ):
@@ -143,6 +154,7 @@ def _open_gateway(
         relay = Relay(store, cache=hot_cache, marks=Suspects(database))
         opened.callback(relay.close)
         spool = opened.enter_context(open_spool(settings))
+        partial = PartialUploads(spool, expires_s=settings.upload_expires_s)
         timing = timing_of(settings)
         inspector = Inspector(
             spool,
@@ -155,6 +167,7 @@ def _open_gateway(
             database=database,
             store=store,
             spool=spool,
+            partial_uploads=partial,
             inspector=inspector,
             hot_cache=hot_cache,
             models=ModelService(database, store, inspector, timing, relay, cache),
@@ -162,8 +175,9 @@ def _open_gateway(
             tokens=Tokens(settings, clock),
             signing_in=anyio.CapacityLimiter(_SIGNING_IN),
             publishing=anyio.CapacityLimiter(settings.max_concurrent_publishes),
+            copying=anyio.CapacityLimiter(_COPIES),
         )
-        yield gateway, Sweeper(database, store, spool, timing)
+        yield gateway, Sweeper(database, store, spool, timing, partial)
 
 
 def _open_hot_cache(settings: Settings) -> HotCache | None:

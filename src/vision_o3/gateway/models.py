@@ -75,7 +75,9 @@ async def publish(
 
     Fields may come in any order; with the file last, mistakes in the others are told
     before it is received. If the latest version has this content already, it is
-    answered with status 200 and nothing is stored.
+    answered with status 200 and nothing is stored. With `cid` and no file, content is
+    published that was uploaded in parts (`PUT /uploads/{cid}`), or that another version
+    has.
     """
     published = await receive_and_publish(
         request, response, gateway, gateway.models, principal, _FIELDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import anyio.to_thread
 from vision_o3 import errors
 from vision_o3.content.cid import CID
 from vision_o3.errors import InputError
-from vision_o3.gateway.forms import FILE, receive_form
+from vision_o3.gateway.forms import CID_FIELD, FILE, receive_form
 from vision_o3.gateway.problems import describe
 from vision_o3.gateway.retrieval import path_of
 from vision_o3.registry.values import Published, Submission
@@ -42,6 +43,7 @@ _ERRORS = (
     errors.IncompleteUploadError,
     errors.LimitExceededError,
     errors.UploadInProgressError,
+    errors.ContentNeededError,
     errors.TransientStorageError,
     errors.DatabaseUnavailableError,
     errors.GatewayBusyError,
@@ -77,8 +79,13 @@ COMMON_FIELDS = {
         "declared_cid",
         {
             "type": "string",
-            "description": "Refuse the upload unless the bytes have this CID.",
+            "description": "Refuse the upload unless the bytes have this CID. "
+            "Without `file`: publish the bytes of this CID that the gateway has.",
         },
+    ),
+    "filename": FormField(
+        "filename",
+        {"type": "string", "description": "Default: that of the part `file`."},
     ),
 }
 """What every upload form has beside the file."""
@@ -91,7 +98,8 @@ def describe_publishing(
     properties = {name: field.schema for name, field in fields.items()}
     form = {
         "type": "object",
-        "required": ["name", FILE],
+        "required": ["name"],
+        "anyOf": [{"required": [FILE]}, {"required": [CID_FIELD]}],
         "additionalProperties": False,
         "properties": {**properties, FILE: {"type": "string", "format": "binary"}},
     }
@@ -123,7 +131,8 @@ async def receive_and_publish(
 ) -> Published:
     """Receive the request's form, publish its file, and set the answer's head.
 
-    What the fields before the file say is checked before the file is received.
+    What the fields before the file say is checked before the file is received. A form
+    without a file publishes content that the gateway has.
 
     Args:
         request: Its body must not have been read.
@@ -135,7 +144,8 @@ async def receive_and_publish(
 
     Raises:
         VisionO3Error: As ``receive_form``, ``Submission`` and
-            ``ArtifactService.publish`` say.
+            ``ArtifactService.publish`` say; ``ContentNeededError`` if there is no file
+            and the gateway does not have it.
     """
     submit = partial(_submission, fields, principal.id)
 
@@ -145,13 +155,77 @@ async def receive_and_publish(
 
     async with receive_form(request, gateway.spool, gateway.form_limits, check) as form:
         submission = submit(form.fields, form.filename)
-        published = await anyio.to_thread.run_sync(
-            service.publish, submission, form.spooled, limiter=gateway.publishing
-        )
+        if form.spooled is None:
+            published = await _publish_known(gateway, service, principal, submission)
+        else:
+            published = await anyio.to_thread.run_sync(
+                service.publish, submission, form.spooled, limiter=gateway.publishing
+            )
     if not published.created:
         response.status_code = 200
     response.headers["Location"] = path_of(published.version)
     return published
+
+
+async def _publish_known(
+    gateway: Gateway,
+    service: ArtifactService,
+    principal: Principal,
+    submission: Submission,
+) -> Published:
+    """Publish content that the gateway has: uploaded in parts, or stored already."""
+    cid = submission.declared_cid
+    if cid is None:
+        raise InputError("The form has neither a file nor the CID of one.")
+
+    # Naming a CID proves nothing: who may not read learns nothing by it.
+    may_read = f"{service.collection.name.removesuffix('s')}:read" in principal.scopes
+
+    def publish_partial() -> Published | None:
+        latest = service.find_latest(submission.name, cid) if may_read else None
+        if latest is not None:
+            with suppress(errors.NotFoundError, errors.UploadInProgressError):
+                gateway.partial_uploads.forget(principal.id, cid)
+            return Published(latest, created=False)
+        with gateway.partial_uploads.complete(principal.id, cid) as spooled:
+            return None if spooled is None else service.publish(submission, spooled)
+
+    published = await anyio.to_thread.run_sync(
+        publish_partial, limiter=gateway.publishing
+    )
+    if published is None and may_read:
+        async with gateway.copying:
+            published = await _publish_stored(gateway, service, submission, cid)
+    if published is None:
+        raise errors.ContentNeededError(
+            f"The gateway does not have {cid}. Send the bytes first, in parts (PUT "
+            f"/uploads/{cid}), or with this form as the part {FILE!r}.",
+            cid=str(cid),
+        )
+    return published
+
+
+async def _publish_stored(
+    gateway: Gateway, service: ArtifactService, submission: Submission, cid: CID
+) -> Published | None:
+    """Publish content of another version of the collection, read and verified anew."""
+    try:
+        version = await anyio.to_thread.run_sync(service.by_cid, cid)
+    except errors.NotFoundError:
+        return None
+    async with gateway.spool.open(version.file_size) as writer:
+        try:
+            async with aclosing(
+                service.stream(version, 0, version.file_size)
+            ) as pieces:
+                async for piece in pieces:
+                    await writer.write(piece)
+        except (errors.IntegrityError, errors.ObjectNotFoundError):
+            return None  # sent again, it is stored anew
+        spooled = await writer.finish()
+        return await anyio.to_thread.run_sync(
+            service.publish, submission, spooled, limiter=gateway.publishing
+        )
 
 
 def _submission(
@@ -178,4 +252,5 @@ def _submission(
         raise InputError("The form has no field 'name': what to publish the file as.")
     if "declared_cid" in values:
         values["declared_cid"] = CID.parse(values["declared_cid"])
-    return Submission(publisher=publisher, filename=filename, **values)
+    values.setdefault("filename", filename)
+    return Submission(publisher=publisher, **values)

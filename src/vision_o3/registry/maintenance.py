@@ -18,6 +18,7 @@ from vision_o3.storage.keys import parse_key
 
 if TYPE_CHECKING:
     from vision_o3.db.engine import Database
+    from vision_o3.registry.partial_uploads import PartialUploads
     from vision_o3.registry.spool import Spool
     from vision_o3.storage.base import ObjectStore
 
@@ -36,6 +37,8 @@ class Swept:
     spool_files: int = 0
     unfinished: int = 0
     """Objects that were being written in parts when their writer died."""
+    partial_uploads: int = 0
+    """Uploads in parts that nothing came for."""
     failures: int = 0
 
 
@@ -51,10 +54,12 @@ class Sweeper:
         store: ObjectStore,
         spool: Spool | None,
         timing: Timing,
+        partial_uploads: PartialUploads | None = None,
     ) -> None:
         self._database = database
         self._store = store
         self._spool = spool
+        self._partial_uploads = partial_uploads
         self._timing = timing
         self._claims = Claims(database, store, timing)
 
@@ -87,7 +92,13 @@ class Sweeper:
                         reason=error.code,
                     )
         files = self._spool.remove_leftovers() if self._spool else 0
-        return Swept(claims=taken, spool_files=files, failures=failures)
+        partial = self._partial_uploads
+        return Swept(
+            claims=taken,
+            spool_files=files,
+            partial_uploads=partial.remove_expired() if partial else 0,
+            failures=failures,
+        )
 
     def sweep_strays(self, *, grace: timedelta = timedelta(days=1)) -> Swept:
         """Remove objects older than ``grace`` that no version names. Lists all keys.

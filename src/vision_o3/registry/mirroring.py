@@ -474,7 +474,7 @@ def _jobs(listing: StoreListing) -> Iterator[_Job]:
     """
     previous: _Job | None = None
     following = chain(islice(listing.in_order(), 1, None), [None])
-    for record, later in zip(listing.in_order(), following, strict=True):
+    for record, later in zip(listing.in_order(), following):  # noqa: B905 - one of nothing
         line = record.collection, record.name
         if previous is not None and previous.line != line:
             previous = None

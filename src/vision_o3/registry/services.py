@@ -91,6 +91,14 @@ class ArtifactService:
         finally:
             self._resolver.changed(submission.name)
 
+    def find_latest(self, name: str, cid: CID) -> Version | None:
+        """Return a line's current version if it has this content; never a kept one."""
+        with self._database.read() as session:
+            found = queries.find_latest(session, self.collection, name)
+        if found is None or found[1].cid != cid:
+            return None
+        return to_version(self.collection, *found)
+
     def latest(self, name: str) -> Version:
         """Return a line's current version; see ``Resolver.latest``."""
         return self._resolver.latest(name)

@@ -16,6 +16,7 @@ import hashlib
 import os
 import shutil
 import uuid
+from abc import ABC, abstractmethod
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -34,7 +35,8 @@ WINDOW = 4
 """Leaves of one upload that may wait to be hashed and written (4 MiB)."""
 WORKERS = 4
 SUFFIX = ".upload"
-_LEAF = UNIXFS_V1_2025.chunk_size
+LEAF = UNIXFS_V1_2025.chunk_size
+"""Bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +47,33 @@ class Spooled:
     dag: Dag
 
 
-class SpoolWriter:
-    """Takes the bytes of one upload, in order. Made by ``Spool.open``."""
+class LeafWriter(ABC):
+    """Takes bytes in order; each whole leaf is handed to a worker thread.
 
-    def __init__(
-        self, spool: Spool, path: Path, descriptor: int, pool: ThreadPoolExecutor
-    ) -> None:
-        self._spool = spool
-        self._path = path
-        self._descriptor = descriptor
+    Args:
+        pool: The workers.
+        offset: Where in the file the bytes begin: at a leaf's start.
+    """
+
+    def __init__(self, pool: ThreadPoolExecutor, offset: int = 0) -> None:
         self._pool = pool
-        self._builder = DagBuilder(UNIXFS_V1_2025)
         self._pending: deque[tuple[asyncio.Future[bytes], int]] = deque()
         self._leaf: list[memoryview] = []
         self._filled = 0
         self._received = 0
-        self._offset = 0
+        self._offset = offset
 
     @property
     def received(self) -> int:
         """Bytes taken so far."""
         return self._received
+
+    @abstractmethod
+    def _place(self, leaf: list[memoryview], offset: int) -> bytes:
+        """Hash and write a leaf, on a worker; return its digest."""
+
+    def _placed(self, digest: bytes, size: int) -> None:  # noqa: B027 - nothing to note
+        """Take note of a leaf that was written; called in their order."""
 
     async def write(self, piece: bytes | memoryview) -> None:
         """Take the next bytes, which must not change any more.
@@ -73,23 +81,21 @@ class SpoolWriter:
         Waits while ``WINDOW`` leaves are in work.
 
         Raises:
-            LimitExceededError: More than the largest accepted file.
             StorageFullError: The spool's disk is full.
             StorageError: The spool file cannot be written.
         """
         self._received += len(piece)
-        self._spool.check_size(self._received)
         view = memoryview(piece)
         while view:
-            part = view[: _LEAF - self._filled]
+            part = view[: LEAF - self._filled]
             self._leaf.append(part)
             self._filled += len(part)
             view = view[len(part) :]
-            if self._filled == _LEAF:
+            if self._filled == LEAF:
                 await self._submit()
 
-    async def finish(self) -> Spooled:
-        """Return the received file once every byte is hashed and written.
+    async def flush(self) -> None:
+        """Return once every byte taken is hashed and written; they end the file.
 
         Raises:
             StorageFullError, StorageError: As for ``write``.
@@ -98,12 +104,17 @@ class SpoolWriter:
             await self._submit()
         while self._pending:
             await self._collect()
-        return Spooled(self._path, self._builder.finish())
+
+    async def settle(self) -> None:
+        """Wait until no worker touches the file any more, whatever happened."""
+        await asyncio.gather(
+            *(work for work, _ in self._pending), return_exceptions=True
+        )
 
     async def _submit(self) -> None:
         """Hand the gathered leaf to a worker."""
         work = asyncio.get_running_loop().run_in_executor(
-            self._pool, _hash_and_write, self._descriptor, self._leaf, self._offset
+            self._pool, self._place, self._leaf, self._offset
         )
         self._pending.append((work, self._filled))
         self._offset += self._filled
@@ -117,14 +128,51 @@ class SpoolWriter:
         try:
             digest = await work
         except OSError as error:
-            raise _spool_error(error) from error
-        self._builder.add_leaf(digest, size)
+            raise spool_error(error) from error
+        self._placed(digest, size)
 
-    async def settle(self) -> None:
-        """Wait until no worker touches the file any more, whatever happened."""
-        await asyncio.gather(
-            *(work for work, _ in self._pending), return_exceptions=True
-        )
+
+class SpoolWriter(LeafWriter):
+    """Takes the bytes of one upload, in order. Made by ``Spool.open``."""
+
+    def __init__(
+        self, spool: Spool, path: Path, descriptor: int, pool: ThreadPoolExecutor
+    ) -> None:
+        super().__init__(pool)
+        self._spool = spool
+        self._path = path
+        self._descriptor = descriptor
+        self._builder = DagBuilder(UNIXFS_V1_2025)
+
+    async def write(self, piece: bytes | memoryview) -> None:
+        """Take the next bytes; see ``LeafWriter.write``.
+
+        Raises:
+            LimitExceededError: More than the largest accepted file.
+            StorageFullError, StorageError: As there.
+        """
+        self._spool.check_size(self._received + len(piece))
+        await super().write(piece)
+
+    async def finish(self) -> Spooled:
+        """Return the received file once every byte is hashed and written.
+
+        Raises:
+            StorageFullError, StorageError: As for ``write``.
+        """
+        await self.flush()
+        return Spooled(self._path, self._builder.finish())
+
+    def _place(self, leaf: list[memoryview], offset: int) -> bytes:
+        digest = hashlib.sha256()
+        for part in leaf:
+            digest.update(part)
+            write_at(self._descriptor, part, offset)
+            offset += len(part)
+        return digest.digest()
+
+    def _placed(self, digest: bytes, size: int) -> None:
+        self._builder.add_leaf(digest, size)
 
 
 class Spool:
@@ -143,6 +191,16 @@ class Spool:
         self._min_free = min_free
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="spool")
         directory.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def directory(self) -> Path:
+        """Where the uploads are."""
+        return self._directory
+
+    @property
+    def workers(self) -> ThreadPoolExecutor:
+        """The threads that hash and write leaves, of all uploads together."""
+        return self._pool
 
     def check_size(self, size: int) -> None:
         """Raise unless a file of ``size`` bytes may be uploaded.
@@ -175,7 +233,7 @@ class Spool:
             self._check_free(expected_size)
             path, descriptor = self._create()
         except OSError as error:
-            raise _spool_error(error) from error
+            raise spool_error(error) from error
         try:
             writer = SpoolWriter(self, path, descriptor, self._pool)
             try:
@@ -201,7 +259,7 @@ class Spool:
                 self._check_free(expected_size)
             path, descriptor = self._create()
         except OSError as error:
-            raise _spool_error(error) from error
+            raise spool_error(error) from error
         try:
             yield path
         finally:
@@ -240,24 +298,38 @@ class Spool:
                 return path, descriptor
             os.close(descriptor)  # swept before the lock was ours
 
+    def check_free(self, expected_size: int) -> None:
+        """Raise unless the disk has room for so many more bytes.
+
+        Raises:
+            StorageFullError, StorageError: It has not, or does not answer.
+        """
+        try:
+            self._check_free(expected_size)
+        except OSError as error:
+            raise spool_error(error) from error
+
     def _check_free(self, expected_size: int) -> None:
         free = shutil.disk_usage(self._directory).free
         if free < self._min_free + expected_size:
             raise OSError(errno.ENOSPC, "too little space for this upload")
 
 
-def _hash_and_write(descriptor: int, leaf: list[memoryview], offset: int) -> bytes:
-    digest = hashlib.sha256()
-    for part in leaf:
-        digest.update(part)
-        while part:
-            written = os.pwrite(descriptor, part, offset)
-            part = part[written:]  # noqa: PLW2901 - what is left of it
-            offset += written
-    return digest.digest()
+def write_at(descriptor: int, piece: bytes | memoryview, offset: int) -> None:
+    """Write all of a piece at an offset.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    view = memoryview(piece)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view = view[written:]
+        offset += written
 
 
-def _spool_error(error: OSError) -> StorageError:
+def spool_error(error: OSError) -> StorageError:
+    """Return what an error of the spool's disk means to the caller."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return StorageFullError(
             "The gateway has no disk space left to receive this upload. "
