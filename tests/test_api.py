@@ -14,6 +14,7 @@ from vision_o3.sdk.verifier import CIDVerifier
 
 def test_top_level_names() -> None:
     assert sorted(vision_o3.__all__) == [
+        "AsyncVisionO3Client",
         "CIDVerifier",
         "IntegrityError",
         "VisionO3Client",
@@ -26,11 +27,13 @@ def test_top_level_names() -> None:
 
 def test_names_of_the_edge_side() -> None:
     assert sorted(sdk.__all__) == [
+        "AsyncVisionO3Client",
         "CIDVerifier",
         "DatasetDifference",
         "DatasetInfo",
         "IntegrityError",
         "ModelInfo",
+        "ProgressLine",
         "RetryPolicy",
         "VisionO3Client",
         "VisionO3Error",
@@ -50,11 +53,13 @@ def public(cls: type) -> set[str]:
 def test_client_has_the_methods_of_the_plan() -> None:
     assert public(VisionO3Client) >= {
         "list_models",
+        "iter_models",
         "get_model_info",
         "download_model",
         "download_model_by_cid",
         "upload_model",
         "list_datasets",
+        "iter_datasets",
         "get_dataset_info",
         "download_dataset",
         "download_dataset_by_cid",

@@ -270,9 +270,15 @@ def test_the_builder_gets_only_what_it_copies() -> None:
 
 # The proxy, with servers in place of the gateways.
 
+CLOSE = b"Connection: close\r\n"
+
 
 class Upstream:
-    """A server that answers as the test says, and keeps what it was sent."""
+    """A server that answers as the test says, and keeps what it was sent.
+
+    A connection serves one request, and answers must say so (``CLOSE``): otherwise the
+    proxy may send its next one into a connection that is being closed.
+    """
 
     def __init__(self, answer: Callable[[socket.socket, bytes], None]) -> None:
         self._answer = answer
@@ -305,6 +311,10 @@ class Upstream:
             head, _, rest = head.partition(b"\r\n\r\n")
             self.heads.append(head)
             self._answer(connection, rest)
+            # What is closed with bytes unread is reset, and its answer may be lost.
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):
+                pass
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -370,7 +380,7 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def ok(connection: socket.socket, _: bytes) -> None:
-    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    connection.sendall(b"HTTP/1.1 200 OK\r\n" + CLOSE + b"Content-Length: 2\r\n\r\nok")
 
 
 @pytest.mark.integration
@@ -383,7 +393,8 @@ def test_the_proxy_streams_both_ways(tmp_path: Path) -> None:
         reached.set()  # the first half, before the second was sent
         while len(rest) < 10:
             rest += connection.recv(65536)
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n" + rest[:5])
+        head = b"HTTP/1.1 200 OK\r\n" + CLOSE + b"Content-Length: 10\r\n\r\n"
+        connection.sendall(head + rest[:5])
         go_on.wait(30)
         connection.sendall(rest[5:])
 
@@ -418,7 +429,8 @@ def test_the_proxy_passes_ranges_ids_and_large_bodies(tmp_path: Path) -> None:
     def partial(connection: socket.socket, _: bytes) -> None:
         connection.sendall(
             b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 2-3/9\r\n"
-            b"X-Request-ID: mine\r\nContent-Length: 2\r\n\r\nab"
+            + CLOSE
+            + b"X-Request-ID: mine\r\nContent-Length: 2\r\n\r\nab"
         )
 
     upstream = Upstream(partial)
@@ -454,14 +466,52 @@ def test_the_proxy_passes_ranges_ids_and_large_bodies(tmp_path: Path) -> None:
 def test_the_proxy_passes_over_a_dead_gateway(tmp_path: Path) -> None:
     upstream = Upstream(ok)
     try:
-        with proxied(tmp_path, free_port(), upstream.port) as port:
-            for _ in range(8):
-                with call(
-                    port, "GET /health HTTP/1.1\nHost: h\nConnection: close"
-                ) as connection:
-                    assert b" 200 " in read_all(connection).splitlines()[0]
+        with socket.socket() as dead:
+            dead.bind(("127.0.0.1", 0))  # without listening: so nobody else does
+            ports = (dead.getsockname()[1], upstream.port)
+            with proxied(tmp_path, *ports) as port:
+                for _ in range(8):
+                    with call(
+                        port, "GET /health HTTP/1.1\nHost: h\nConnection: close"
+                    ) as connection:
+                        assert b" 200 " in read_all(connection).splitlines()[0]
     finally:
         upstream.close()
+
+
+@pytest.mark.integration
+def test_the_proxy_sends_all_of_an_upload_to_one_gateway(tmp_path: Path) -> None:
+    def receive(connection: socket.socket, rest: bytes) -> None:
+        while len(rest) < 2:
+            rest += connection.recv(65536)
+        ok(connection, rest)
+
+    upstreams = [Upstream(receive), Upstream(receive)]
+    # So many that they do not all belong to one, whatever the ports.
+    cids = [f"bafybei{first}{second}" for first in "abcdefgh" for second in "klmno"]
+    try:
+        with proxied(tmp_path, *(upstream.port for upstream in upstreams)) as port:
+            for cid in cids:
+                for line in (
+                    f"PUT /uploads/{cid} HTTP/1.1\nHost: h",
+                    f"PUT /uploads/{cid}/parts/0 HTTP/1.1\nHost: h",
+                    f"PUT /uploads/{cid}?start=0&end=1 HTTP/1.1\nHost: h",
+                    f"POST /models HTTP/1.1\nHost: h\nX-Vision-O3-CID: {cid}",
+                ):
+                    head = f"{line}\nConnection: close\nContent-Length: 2"
+                    with call(port, head) as connection:
+                        connection.sendall(b"hi")
+                        assert read_all(connection).startswith(b"HTTP/1.1 200")
+        for cid in cids:
+            counts = [
+                sum(cid.encode() in head for head in upstream.heads)
+                for upstream in upstreams
+            ]
+            assert sorted(counts) == [0, 4]
+        assert all(upstream.heads for upstream in upstreams)
+    finally:
+        for upstream in upstreams:
+            upstream.close()
 
 
 @pytest.mark.integration

@@ -401,7 +401,7 @@ class MetadataStoreConformance:
             {"lease_token": None},
             {"state": "published"},
             {"is_current": True},
-            {"line_id": uuid4()},
+            {"line_id": UUID(int=1)},
         ],
         ids=str,
     )

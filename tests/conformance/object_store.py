@@ -63,7 +63,7 @@ def assert_leaves_no_file_open(work: Callable[[], object]) -> None:
     for _ in range(5):
         work()
     # What another thread closes takes a moment.
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while open_file_count() > open_files and time.monotonic() < deadline:
         time.sleep(0.01)
     assert open_file_count() <= open_files

@@ -25,7 +25,7 @@ from vision_o3.db.engine import Database
 from vision_o3.db.migrate import migrate
 from vision_o3.errors import ConfigurationError
 
-WAIT_S = 20
+WAIT_S = 60
 """How long a test waits for what must come."""
 
 

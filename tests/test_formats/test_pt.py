@@ -511,7 +511,10 @@ REFUSED = {
     "a tensor outside": (torch_zip(tensor(offset=1)), "reaches beyond"),
     "no byte order": (torch_zip(members={"byteorder": b"middle"}), "neither little"),
     "a wrong CRC": (GOOD["zip"].replace(bytes(24), b"\1" * 24, 1), "CRC"),
-    "a wrong CRC of the pickle": (GOOD["zip"].replace(b"w", b"v", 1), "CRC"),
+    "a wrong CRC of the pickle": (
+        GOOD["zip"].replace(b"X\1\0\0\0w", b"X\1\0\0\0v"),
+        "CRC",
+    ),
     "legacy without a storage": (legacy(None, {}), "storage 0 is missing"),
     "legacy with another storage": (
         legacy(None, {"0": (6, bytes(24)), "1": (0, b"")}), "that no tensor needs"),

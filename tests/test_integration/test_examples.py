@@ -82,7 +82,7 @@ def test_commands_of_the_readme_work_in_their_order(tmp_path: Path) -> None:
     lines = commands_of_the_readme("A gateway of your own")
     files = commands_of_the_readme("On a device")
     assert len(lines) >= 6
-    assert len(files) == 4
+    assert len(files) == 6
     (tmp_path / "detector.onnx").write_bytes(onnx())
     signs(tmp_path / "signs.zip")
     signs(tmp_path / "more-signs.zip", "train/stop/002.jpg")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.fakes.fault_proxy import Fault, FaultProxy
+from tests.fakes.fault_proxy import STALLS, Fault, FaultProxy
 from tests.fakes.s3_servers import S3Server, running
 
 pytestmark = pytest.mark.integration
@@ -56,16 +57,26 @@ def proxy(server: S3Server) -> Iterator[FaultProxy]:
 
 
 def ask(
-    proxy: FaultProxy, method: str, path: str, body: bytes | None = None
+    proxy: FaultProxy,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    *,
+    timeout_s: float = 30,
 ) -> tuple[http.client.HTTPResponse, bytes]:
     url = urlsplit(proxy.endpoint)
-    connection = http.client.HTTPConnection(url.netloc, timeout=0.5)
+    connection = http.client.HTTPConnection(url.netloc, timeout=timeout_s)
     try:
         connection.request(method, path, body)
         answer = connection.getresponse()
         return answer, answer.read()
     finally:
         connection.close()
+
+
+def time_for(fault: Fault) -> float:
+    """Return how long to wait for a byte: not long where none will come."""
+    return 0.5 if fault in STALLS else 30
 
 
 @pytest.mark.parametrize("fault", Fault)
@@ -75,11 +86,17 @@ def test_put(server: S3Server, bucket: str, proxy: FaultProxy, fault: Fault) -> 
         proxy.fail(fault, "PutObject", key)
     status = None
     try:
-        answer, _ = ask(proxy, "PUT", f"/{bucket}/{key}", CONTENT)
+        answer, _ = ask(
+            proxy, "PUT", f"/{bucket}/{key}", CONTENT, timeout_s=time_for(fault)
+        )
         status = answer.status
     except (OSError, http.client.HTTPException):
         assert fault not in WHOLE | ANSWERED.keys()
     assert status == ANSWERED.get(fault, status)
+    deadline = time.monotonic() + 60
+    while fault in DONE and proxy.exchanges[0].status is None:
+        assert time.monotonic() < deadline, "the store did not answer"
+        time.sleep(0.01)
     assert (key in server.keys(bucket)) == (fault in DONE)
     assert [e.fault for e in proxy.exchanges] == [fault]
     if fault is Fault.LATE:
@@ -93,7 +110,8 @@ def test_get(server: S3Server, bucket: str, proxy: FaultProxy, fault: Fault) -> 
     proxy.fail(fault, key="a/*", nth=2)
     for number in (1, 2, 3):
         try:
-            answer, body = ask(proxy, "GET", f"/{bucket}/a/b")
+            timeout_s = time_for(fault) if number == 2 else 30
+            answer, body = ask(proxy, "GET", f"/{bucket}/a/b", timeout_s=timeout_s)
         except (OSError, http.client.HTTPException):
             assert number == 2
             assert fault not in WHOLE | ANSWERED.keys()

@@ -282,7 +282,7 @@ def test_parts_on_their_way_are_limited_over_all_uploads(
     assert {found.size for found in store.list()} == {31 * MIB}
     store.close()
     for thread in senders:
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
