@@ -13,9 +13,11 @@ import platform
 import secrets
 import shutil
 import socket
+import socketserver
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +35,9 @@ REPOSITORY = Path(__file__).parent.parent
 NAMESPACE = "vision-o3-bench"
 LINK = ("10.77.0.1", "10.77.0.2")
 """The two ends of a shaped link between this host and a namespace of our own."""
+
+_CATCH_UP_S = 0.05
+"""How far a throttled connection may make up for having been woken late."""
 
 
 @dataclass(frozen=True)
@@ -203,14 +209,21 @@ def gateway(
 
 
 @contextlib.contextmanager
-def nginx(home: Path, root: Path) -> Iterator[str]:
-    """Serve a directory with nginx as Debian configures it (sendfile on)."""
+def nginx(
+    home: Path, root: Path, headers: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[str]:
+    """Serve a directory with nginx as Debian configures it (sendfile on).
+
+    ``headers`` are added to each answer; an ETag among them replaces nginx's own.
+    """
     binary = shutil.which("nginx") or "/usr/sbin/nginx"
     if not Path(binary).exists():
         raise RuntimeError("nginx is not installed (Debian: nginx-light).")
     port = free_port()
     home.mkdir(exist_ok=True)
     configuration = home / "nginx.conf"
+    added = "".join(f"add_header {name} '{text}'; " for name, text in headers.items())
+    etag = "off" if "ETag" in headers else "on"
     configuration.write_text(
         f"""
         daemon off; worker_processes 1; pid {home}/pid; error_log {home}/error.log;
@@ -220,6 +233,7 @@ def nginx(home: Path, root: Path) -> Iterator[str]:
           access_log off; sendfile on; tcp_nopush on;
           client_body_temp_path {home}; proxy_temp_path {home};
           fastcgi_temp_path {home}; uwsgi_temp_path {home}; scgi_temp_path {home};
+          etag {etag}; {added}
           server {{ listen 127.0.0.1:{port}; root {root}; }}
         }}
         """
@@ -237,6 +251,50 @@ def nginx(home: Path, root: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(timeout=10)
+
+
+@contextlib.contextmanager
+def throttled(url: str, rate: float) -> Iterator[str]:
+    """Pass connections on to a server; each receives ``rate`` bytes a second at most.
+
+    Object stores limit connections so. Yields the URL to use in place of ``url``.
+    """
+    to = urlsplit(url)
+    upstream = (str(to.hostname), int(to.port or 80))
+
+    class Connection(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            client: socket.socket = self.request
+            with socket.create_connection(upstream) as server:
+                pump = threading.Thread(target=_pass_on, args=(client, server))
+                pump.start()
+                _pass_on(server, client, rate)
+                pump.join()
+
+    class Proxy(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Proxy(("127.0.0.1", 0), Connection) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{proxy.server_address[1]}"
+        finally:
+            proxy.shutdown()
+
+
+def _pass_on(source: socket.socket, sink: socket.socket, rate: float = 0.0) -> None:
+    """Pass on what comes until either side ends; not faster than the rate, if any."""
+    due = time.monotonic()
+    with contextlib.suppress(OSError):
+        while piece := source.recv(1 << 16):
+            if rate:
+                now = time.monotonic()
+                due = max(due, now - _CATCH_UP_S) + len(piece) / rate
+                time.sleep(max(0.0, due - now))
+            sink.sendall(piece)
+    for end in (source, sink):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager
