@@ -598,7 +598,8 @@ class Authority:
         self._key = directory / "key.pem"
         self._run("ecparam -name prime256v1 -genkey -noout -out", self._key)
         self._run(
-            "req -x509 -new -subj /CN=Authority -days 2 -key",
+            "req -x509 -new -subj /CN=Authority -days 2 "
+            "-addext keyUsage=critical,keyCertSign -key",
             self._key,
             "-out",
             self.certificate,
@@ -608,7 +609,8 @@ class Authority:
         """Return what a server needs to be ``name`` (``IP:…`` or ``DNS:…``)."""
         request, chain = self._directory / "request.csr", self._directory / "chain.pem"
         extensions = self._directory / "extensions"
-        extensions.write_text(f"subjectAltName={name}\n")
+        # Python 3.13 asks for the second.
+        extensions.write_text(f"subjectAltName={name}\nauthorityKeyIdentifier=keyid\n")
         self._run("req -new -subj /CN=server -key", self._key, "-out", request)
         self._run(
             f"x509 -req -CAcreateserial -days {days} -in",

@@ -63,6 +63,15 @@ def test_what_was_written_is_there_next_time(cache: Cache, clock: FakeClock) -> 
         assert os.pread(partial.descriptor, 10, 0) == b"abc"
 
 
+def test_a_file_of_long_ago_is_gone_on_with(cache: Cache, clock: FakeClock) -> None:
+    path = cache.partial_path(CID_)
+    path.write_bytes(b"abc")
+    os.utime(path, (1, 1))
+    with resume(cache, CID_, 10, Bounds(clock)) as partial:
+        assert partial is not None
+        assert os.pread(partial.descriptor, 10, 0) == b"abc"
+
+
 def test_nothing_is_left_where_nothing_came(cache: Cache, clock: FakeClock) -> None:
     with pytest.raises(ZeroDivisionError), resume(cache, CID_, 10, Bounds(clock)):
         raise ZeroDivisionError

@@ -311,3 +311,14 @@ def test_early_hints_are_not_the_answer() -> None:
             assert read_all(answer) == b"ok"
         transport.close()
         thread.join()
+
+
+def test_errors_show_no_secrets_of_urls() -> None:
+    for url in (
+        "https://ann:s3cret@models.example.com/?sig=s3cret",
+        "https://ann:s3cret@models.example.com:port/",
+        "ftp://models.example.com/a?sig=s3cret",
+    ):
+        with pytest.raises(InputError, match="example") as caught:
+            origin_of(url)
+        assert "s3cret" not in str(caught.value)

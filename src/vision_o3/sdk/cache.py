@@ -226,7 +226,7 @@ class Cache:
         """
         with storage_errors(self.directory):
             self._partial.make()
-            self._partial.sweep()
+            self._partial.sweep(spare=cid)
         return self._partial.of(cid)
 
     def keep(self, partial: PartialFile, cid: CID, filename: str) -> Path:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from pathlib import Path
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 from vision_o3.content.cid import CID
 from vision_o3.errors import InvalidCIDError
@@ -90,15 +90,18 @@ class PartialFolder:
                     found.append((path, disk.size_on_disk(path.lstat())))
         return found
 
-    def sweep(self) -> int:
+    def sweep(self, spare: Optional[CID] = None) -> int:
         """Remove what processes that died left, and transfers given up; return bytes.
 
-        Where that is impossible it stays.
+        Where that is impossible it stays, and so does the transfer of ``spare``.
         """
         freed = 0
         now = time.time()
         resumable = set(self._resumable())
+        spared = None if spare is None else self.of(spare)
         for path in disk.children(self._path):
+            if path == spared:
+                continue
             with contextlib.suppress(OSError):
                 state = path.lstat()
                 if path in resumable:

@@ -34,7 +34,7 @@ from vision_o3.errors import (
 from vision_o3.sdk.bounds import Bounds
 from vision_o3.sdk.problems import not_understood, problem_error, status_error
 from vision_o3.sdk.retry import Attempts, RetryPolicy
-from vision_o3.sdk.transport import HTTPTransport, origin_of
+from vision_o3.sdk.transport import HTTPTransport, origin_of, shown
 
 if TYPE_CHECKING:
     from vision_o3.sdk.retry import Clock
@@ -98,7 +98,9 @@ class Session:
     ) -> None:
         self._origin = origin_of(gateway_url)
         if urlsplit(gateway_url).query or urlsplit(gateway_url).fragment:
-            raise InputError(f"{gateway_url!r} has a query or fragment: leave it out.")
+            raise InputError(
+                f"{shown(gateway_url)} has a query or fragment: leave it out."
+            )
         if api_token is not None and credentials is not None:
             raise InputError("Give api_token or credentials, not both.")
         self.url = gateway_url.rstrip("/")
@@ -302,14 +304,14 @@ class Session:
             response.close()
             location = response.headers.get("location", "")
             if method != "GET":
-                raise _refused(f"a {method} to {location[:200]!r}")
+                raise _refused(f"a {method} to {shown(location)}")
             # Quotes what no URL may hold, and leaves what is quoted.
             location = quote(location, safe="%/:=&?~#+!$,;'@()*[]")
             try:
                 url = urljoin(url, location)
                 next_origin = origin_of(url)
             except (InputError, ValueError) as error:
-                raise _refused(f"to {location[:200]!r}") from error
+                raise _refused(f"to {shown(location)}") from error
             if origin[0] == "https" and next_origin[0] != "https":
                 raise _refused("from https to http")
             origin = next_origin

@@ -18,7 +18,7 @@ from vision_o3.errors import (
     TransportError,
 )
 from vision_o3.sdk.session import read_body
-from vision_o3.sdk.transport import origin_of
+from vision_o3.sdk.transport import origin_of, shown
 
 if TYPE_CHECKING:
     from typing import Dict, Protocol, Sequence
@@ -76,11 +76,13 @@ class Mirror:
         self._is_template = _TEMPLATE in url
         if parts.fragment or (parts.query and not self._is_template):
             raise InputError(
-                f"{url!r} is not a mirror: give the URL of a store's root, without "
-                "query and fragment, or one with {cid} in it."
+                f"{shown(url)} is not a mirror: give the URL of a store's root, "
+                "without query and fragment, or one with {cid} in it."
             )
         if _TEMPLATE in parts.netloc:
-            raise InputError(f"{url!r} has {{cid}} in its host: only later parts may.")
+            raise InputError(
+                f"{shown(url)} has {{cid}} in its host: only later parts may."
+            )
         self._url = url.rstrip("/") if not self._is_template else url
 
     def source(self, session: Session, info: VersionInfo) -> Source:

@@ -122,13 +122,22 @@ def origin_of(url: str) -> Origin:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise InputError(f"{url!r} is not a URL: {error}.") from error
+        raise InputError(f"{shown(url)} is not a URL: {error}.") from error
     if parts.scheme not in _DEFAULT_PORTS or not host or "@" in parts.netloc:
         raise InputError(
-            f"{url!r} is not a URL such as https://models.example.com or "
+            f"{shown(url)} is not a URL such as https://models.example.com or "
             "http://127.0.0.1:8000."
         )
     return parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme]
+
+
+def shown(url: str) -> str:
+    """Return a URL as an error may show it: without user, password and query."""
+    before, slashes, rest = url[:200].partition("//")
+    if "@" in rest:
+        rest = "…@" + rest.rpartition("@")[2]
+    rest, query, _ = rest.partition("?")
+    return repr(before + slashes + rest + query + ("…" if query else ""))
 
 
 class HTTPTransport:
