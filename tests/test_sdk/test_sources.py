@@ -39,9 +39,9 @@ class FakeMirror(FakeGateway):
 
     def _route(self, seen: Any) -> Answer:
         words = seen.path.strip("/").split("/")
-        if words[0] == "root" and words[-1].endswith(".dag.car"):
+        if words[0] == "store" and words[-1].endswith(".dag.car"):
             path = f"/models/{words[-2]}/versions/{words[-1][1:-8]}/dag"
-        elif words[0] == "root":
+        elif words[0] == "store":
             number = words[-1][1:].partition(".")[0]
             path = f"/models/{words[-2]}/versions/{number}/download"
         else:
@@ -62,7 +62,7 @@ def make_mirrored(
 ) -> MakeClient:
     def make(**options: Any) -> VisionO3Client:
         servers = {each.url: each for each in [gateway, *mirrors]}
-        urls = [f"{mirrors[0].url}/root", f"{mirrors[1].url}/by-cid/{{cid}}"]
+        urls = [f"{mirrors[0].url}/store", f"{mirrors[1].url}/by-cid/{{cid}}"]
         values = {"transport": InMemoryTransport(servers), "mirrors": urls, **options}
         return make_client(**values)
 
@@ -145,7 +145,7 @@ def test_a_source_that_turns_slow_is_given_up(
     mirrors[0].lie("", nothing, nothing, *[stall(MIB + 9)] * 99)
     with gateway.serving(), mirrors[0].serving():
         options = {"transport": None, "clock": None, "timeout": 60.0}
-        urls = [f"{mirrors[0].url}/root"]
+        urls = [f"{mirrors[0].url}/store"]
         with make_mirrored(mirrors=urls, **options) as client:
             assert client.download_model("m").read_bytes() == CONTENT
     assert "is slow, and others are not" in caplog.text
@@ -203,7 +203,7 @@ def test_a_source_that_was_given_up_is_asked_again_later(
 ) -> None:
     # The mirror fails for good, it seems; the gateway serves one leaf, then is down
     # for longer than the mirror.
-    client = make_mirrored(mirrors=[f"{mirrors[0].url}/root"], connections=1)
+    client = make_mirrored(mirrors=[f"{mirrors[0].url}/store"], connections=1)
     mirrors[0].lie("", *[drop_unanswered] * 5)
     gateway.lie("/download", nothing, *[drop_unanswered] * 4)
     assert client.download_model("m").read_bytes() == CONTENT
@@ -245,7 +245,7 @@ def test_runs_grow_with_trust(gateway: FakeGateway, make_client: MakeClient) -> 
 @pytest.mark.parametrize(
     ("url", "artifact"),
     [
-        ("http://h/root", "http://h/root/models/a/v3.onnx"),
+        ("http://h/store", "http://h/store/models/a/v3.onnx"),
         ("https://h:8/", "https://h:8/models/a/v3.onnx"),
         ("http://h/{cid}.bin?x=1", "http://h/CID.bin?x=1"),
     ],

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from typing import Iterator, List
+from typing import Any, Iterator, List
 
 import pytest
 
@@ -18,6 +18,13 @@ from tests.fakes.fake_gateway import (
 )
 from vision_o3.errors import InputError, TransportError
 from vision_o3.sdk.transport import HTTPTransport, Transport, origin_of
+
+
+def kept_alive(transport: HTTPTransport, url: str) -> Any:
+    """Return the one connection that is kept after a request."""
+    read_all(transport.request("GET", url, {}))
+    ((idle,),) = transport._idle.values()
+    return idle.link
 
 
 class TestInMemoryTransport(TransportConformance):
@@ -42,11 +49,9 @@ class TestHTTPTransport(TransportConformance):
         self, gateway: FakeGateway, transport: HTTPTransport
     ) -> None:
         url = f"{gateway.url}/x"
-        read_all(transport.request("GET", url, {}))
-        ((kept,),) = transport._idle.values()
-        read_all(transport.request("GET", url, {}))
-        ((again,),) = transport._idle.values()
-        assert again.link is kept.link
+        kept = kept_alive(transport, url)
+        again = kept_alive(transport, url)
+        assert again is kept
 
     def test_does_not_use_what_waited_for_long(
         self,
@@ -55,12 +60,10 @@ class TestHTTPTransport(TransportConformance):
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         url = f"{gateway.url}/x"
-        read_all(transport.request("GET", url, {}))
-        ((kept,),) = transport._idle.values()
+        kept = kept_alive(transport, url)
         monkeypatch.setattr("vision_o3.sdk.transport._IDLE_FOR_S", -1.0)
-        read_all(transport.request("GET", url, {}))
-        ((other,),) = transport._idle.values()
-        assert other.link is not kept.link
+        other = kept_alive(transport, url)
+        assert other is not kept
 
     def test_a_child_has_connections_of_its_own(
         self,
@@ -69,13 +72,11 @@ class TestHTTPTransport(TransportConformance):
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         url = f"{gateway.url}/x"
-        read_all(transport.request("GET", url, {}))
-        ((kept,),) = transport._idle.values()
+        kept = kept_alive(transport, url)
         monkeypatch.setattr("os.getpid", lambda: -1)
-        read_all(transport.request("GET", url, {}))
-        ((other,),) = transport._idle.values()
-        assert other.link is not kept.link
-        kept.link.connection.close()
+        other = kept_alive(transport, url)
+        assert other is not kept
+        kept.connection.close()
 
     def test_a_closed_idle_connection_is_no_failure(
         self, gateway: FakeGateway, transport: HTTPTransport

@@ -186,7 +186,6 @@ class Transfer:
         self._bounds: Bounds = session.bounds.also(self)
         self._done_bytes = 0
         self._last_progress = self._now()
-        self._running = 0
         self._tasks = 0
         self._at_work: Set[_Task] = set()
         self._allowed = 1
@@ -319,11 +318,10 @@ class Transfer:
                 if self._ended:
                     return None
                 wait_s = 0.0
-                if self._leaves.missing and self._running < self._allowed:
+                if self._leaves.missing and len(self._at_work) < self._allowed:
                     outlet, wait_s = self._choose()
                     if outlet is not None:
                         outlet.running += 1
-                        self._running += 1
                         self._tasks += 1
                         leaves = self._leaves.take(self._length(outlet))
                         task = _Task(self._tasks, outlet, leaves, self._now())
@@ -430,8 +428,7 @@ class Transfer:
     def _failed(self, task: _Task, error: VisionO3Error, held: Iterable[int]) -> None:
         """Take note that a source failed, or lied; end if there is no other."""
         outlet = task.outlet
-        # With a status, it is the gateway that tells of its own store's damage.
-        lied = isinstance(error, IntegrityError) and "status" not in error.values
+        lied = _is_lie(error)
         with self._changed:
             self._release(task, held)
             if task.too_slow:
@@ -475,7 +472,6 @@ class Transfer:
         """End a run; leaves that did not come are missing again."""
         self._at_work.discard(task)
         task.outlet.running -= 1
-        self._running -= 1
         for index in held:
             self._leaves.give_back(index)
         self._changed.notify_all()
@@ -675,6 +671,12 @@ def fetch_unlisted(
         return
 
 
+def _is_lie(error: VisionO3Error) -> bool:
+    """Whether bytes were wrong that a source gave for right."""
+    # With a status, it is the gateway that tells of its own store's damage.
+    return isinstance(error, IntegrityError) and "status" not in error.values
+
+
 def _compare(expected: CID, actual: CID) -> None:
     if actual != expected:
         raise DigestMismatchError(
@@ -701,8 +703,7 @@ class Patience:
 
     def failed(self, error: VisionO3Error) -> None:
         """Return if another attempt should be made; raise the error if not."""
-        # With a status, it is the gateway that tells of its own store's damage.
-        if isinstance(error, IntegrityError) and "status" not in error.values:
+        if _is_lie(error):
             self._wrong_answers += 1
             if self._wrong_answers >= WRONG_ANSWERS:
                 raise error
