@@ -13,12 +13,17 @@ Families answer "what may the caller do about it"::
     │   ├── UnsafeContentError       unsafe_content
     │   ├── CIDMismatchError         cid_mismatch
     │   ├── IncompleteUploadError    incomplete_upload
+    │   ├── MalformedRequestError    malformed_request
     │   └── LimitExceededError       too_large
+    │       └── HeadTooLargeError        head_too_large
     ├── AuthError                sign in, or ask for a permission
     │   ├── UnauthenticatedError     unauthenticated
     │   └── PermissionDeniedError    permission_denied
     ├── NotFoundError            look elsewhere (not_found)
     │   └── ObjectNotFoundError      object_not_found
+    ├── WithdrawnError           use another version (withdrawn)
+    │   ├── VersionBlockedError      version_blocked
+    │   └── VersionPurgedError       version_purged
     ├── ConflictError            re-read and decide
     │   ├── AlreadyExistsError       already_exists
     │   ├── ContentNeededError       content_needed
@@ -31,8 +36,13 @@ Families answer "what may the caller do about it"::
     ├── StorageError             tell the operator (storage_error)
     │   ├── TransientStorageError    storage_unavailable
     │   └── StorageFullError         storage_full
+    ├── QuotaExceededError       ask the operator for room (quota_exceeded)
+    ├── RateLimitedError         wait as long as is said (rate_limited)
+    │   ├── SignInSlowedError        sign_in_slowed
+    │   └── TooManyTransfersError    too_many_transfers
     ├── DatabaseUnavailableError wait, then try again (database_unavailable)
     ├── GatewayBusyError         wait, then try again (gateway_busy)
+    ├── RequestTimeoutError      send faster, or try again (request_timeout)
     ├── CacheError               (edge) make room or fix permissions (cache_error)
     ├── ConfigurationError       mend the settings (invalid_configuration)
     ├── TransportError           (edge) the exchange did not complete (transport_error)
@@ -130,10 +140,22 @@ class IncompleteUploadError(InputError):
     code = "incomplete_upload"
 
 
+class MalformedRequestError(InputError):
+    """Not a request of HTTP/1.1, or one that could be read in two ways."""
+
+    code = "malformed_request"
+
+
 class LimitExceededError(InputError):
     """A configured limit was exceeded (``limit`` says which value)."""
 
     code = "too_large"
+
+
+class HeadTooLargeError(LimitExceededError):
+    """The request's address and headers are longer than is accepted (``limit``)."""
+
+    code = "head_too_large"
 
 
 class AuthError(VisionO3Error):
@@ -164,6 +186,24 @@ class ObjectNotFoundError(NotFoundError):
     """The store holds no object under ``key``."""
 
     code = "object_not_found"
+
+
+class WithdrawnError(VisionO3Error):
+    """The version was published, and is not to be used any more (``reason``)."""
+
+    code = "withdrawn"
+
+
+class VersionBlockedError(WithdrawnError):
+    """The version is blocked: served only to those who ask for it all the same."""
+
+    code = "version_blocked"
+
+
+class VersionPurgedError(WithdrawnError):
+    """The version's bytes were deleted for good; its number stays taken."""
+
+    code = "version_purged"
 
 
 class ConflictError(VisionO3Error):
@@ -240,6 +280,31 @@ class StorageFullError(StorageError):
     code = "storage_full"
 
 
+class QuotaExceededError(VisionO3Error):
+    """The principal has published as much as they may (``limit``)."""
+
+    code = "quota_exceeded"
+
+
+class RateLimitedError(VisionO3Error):
+    """Too many requests in a short time (``retry_after_s``)."""
+
+    code = "rate_limited"
+    retryable = True
+
+
+class SignInSlowedError(RateLimitedError):
+    """Too many attempts to sign in failed (``retry_after_s``)."""
+
+    code = "sign_in_slowed"
+
+
+class TooManyTransfersError(RateLimitedError):
+    """The principal has as many transfers under way as they may (``limit``)."""
+
+    code = "too_many_transfers"
+
+
 class DatabaseUnavailableError(VisionO3Error):
     """The metadata database did not answer; what was asked may have been done."""
 
@@ -251,6 +316,13 @@ class GatewayBusyError(VisionO3Error):
     """The gateway has too much to do, or is being stopped (``retry_after_s``)."""
 
     code = "gateway_busy"
+    retryable = True
+
+
+class RequestTimeoutError(VisionO3Error):
+    """The request did not come in the time that it may take."""
+
+    code = "request_timeout"
     retryable = True
 
 

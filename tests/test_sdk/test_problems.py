@@ -40,7 +40,7 @@ def test_code_becomes_its_class(cls: Type[errors.VisionO3Error]) -> None:
         (410, errors.NotFoundError, False),
         (413, errors.LimitExceededError, False),
         (416, errors.InvalidRangeError, False),
-        (429, errors.TransportError, True),
+        (429, errors.RateLimitedError, True),
         (500, errors.VisionO3Error, False),
         (502, errors.TransportError, True),
         (503, errors.TransportError, True),

@@ -22,7 +22,8 @@ _BY_STATUS: Dict[int, Type[VisionO3Error]] = {
     412: errors.ConflictError,
     413: errors.LimitExceededError,
     416: errors.InvalidRangeError,
-    429: errors.TransportError,
+    408: errors.RequestTimeoutError,
+    429: errors.RateLimitedError,
     502: errors.TransportError,
     503: errors.TransportError,
     504: errors.TransportError,
@@ -61,7 +62,9 @@ def problem_error(response: Response, now: float) -> VisionO3Error:
     status = response.status
     code = document.get("code")
     known = errors.from_code(code) if isinstance(code, str) else None
-    if known in _NOT_A_GATEWAYS or status == _TOO_MANY_REQUESTS:
+    if known in _NOT_A_GATEWAYS or (
+        status == _TOO_MANY_REQUESTS and not _is_rate_limit(known)
+    ):
         known = _BY_STATUS.get(status)
     if known is None:
         known = VisionO3Error if status >= _SERVER_ERROR else errors.InputError
@@ -82,6 +85,10 @@ def problem_error(response: Response, now: float) -> VisionO3Error:
     if retry_after_s is not None:
         values["retry_after_s"] = retry_after_s
     return known(detail, **values)
+
+
+def _is_rate_limit(known: Optional[Type[VisionO3Error]]) -> bool:
+    return known is not None and issubclass(known, errors.RateLimitedError)
 
 
 def status_error(response: Response, host: str, now: float) -> errors.TransportError:
