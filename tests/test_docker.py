@@ -181,6 +181,15 @@ def test_database_and_store_are_on_a_network_without_a_way_out() -> None:
     assert TWO["services"]["proxy"]["networks"] == ["front"]
 
 
+def test_the_gateways_believe_their_proxy_and_nothing_elsewhere() -> None:
+    network = TWO["networks"]["front"]["ipam"]["config"][0]["subnet"]
+    for name in OURS:
+        passed = TWO["services"][name]["environment"]["VISION_O3_TRUSTED_PROXIES"]
+        assert passed == "${VISION_O3_TRUSTED_PROXIES:-" + network + "}"
+    for name, service in ONE["services"].items():
+        assert name in OURS or "front" not in service["networks"]
+
+
 def test_each_gateway_has_a_volume_of_its_own() -> None:
     assert ONE["services"]["gateway"]["volumes"] == ["gateway:/data"]
     assert TWO["services"]["gateway-2"]["volumes"] == ["gateway-2:/data"]
@@ -384,6 +393,25 @@ def ok(connection: socket.socket, _: bytes) -> None:
 
 
 @pytest.mark.integration
+def test_the_proxy_passes_on_a_token_for_many_lines(tmp_path: Path) -> None:
+    upstream = Upstream(ok)
+    token = "a" * (24 << 10)
+    try:
+        with (
+            proxied(tmp_path, upstream.port, upstream.port) as port,
+            call(
+                port,
+                "GET /models HTTP/1.1\nHost: h\nConnection: close\n"
+                f"Authorization: Bearer {token}",
+            ) as connection,
+        ):
+            assert read_all(connection).startswith(b"HTTP/1.1 200 ")
+        assert token.encode() in upstream.heads[0]
+    finally:
+        upstream.close()
+
+
+@pytest.mark.integration
 def test_the_proxy_streams_both_ways(tmp_path: Path) -> None:
     reached, go_on = threading.Event(), threading.Event()
 
@@ -458,6 +486,26 @@ def test_the_proxy_passes_ranges_ids_and_large_bodies(tmp_path: Path) -> None:
             given = re.search(rb"X-Request-ID: (\S+)\r\n", upstream.heads[-1])
             assert given
             assert re.fullmatch(rb"[0-9a-f]{32}", given[1])
+    finally:
+        upstream.close()
+
+
+@pytest.mark.integration
+def test_the_proxy_says_who_asks_and_not_who_they_say_they_are(tmp_path: Path) -> None:
+    upstream = Upstream(ok)
+    try:
+        with (
+            proxied(tmp_path, upstream.port, upstream.port) as port,
+            call(
+                port,
+                "GET /health HTTP/1.1\nHost: h\nX-Forwarded-For: 203.0.113.9\n"
+                "X-Forwarded-Proto: https\nConnection: close",
+            ) as connection,
+        ):
+            read_all(connection)
+        head = upstream.heads[-1] + b"\r\n"
+        assert re.findall(rb"X-Forwarded-For: (.+)\r\n", head) == [b"127.0.0.1"]
+        assert re.findall(rb"X-Forwarded-Proto: (.+)\r\n", head) == [b"http"]
     finally:
         upstream.close()
 

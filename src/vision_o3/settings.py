@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+from cryptography.hazmat.primitives.serialization import (
+    load_pem_private_key,
+    load_pem_public_key,
+)
 from pydantic import (
     AfterValidator,
     Field,
@@ -31,8 +39,12 @@ _GENERATOR = "python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Bytes = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Limit = Annotated[int, Field(ge=0)]
+"""At most so many; 0: no limit."""
+Word = Annotated[str, Field(pattern=r"^[!-~]{1,255}$")]
 
 
+_PEM = re.compile(r"-----BEGIN [A-Z ]+-----.*?-----END [A-Z ]+-----", re.DOTALL)
 _KEY_TEXT = re.compile(r"[!-~]+")
 """What an access key or secret key is made of: ASCII without white space."""
 
@@ -79,9 +91,26 @@ def _aws(name: str) -> Any:  # noqa: ANN401 - as pydantic types a field
     return Field(default=None, validation_alias=name)
 
 
+def _checked_proxies(text: str) -> str:
+    for each in _split(text):
+        try:
+            ip_network(each)
+        except ValueError:
+            raise ValueError(
+                "one of them is not the address of a proxy or a network of proxies, as "
+                "10.0.0.7 and 10.0.0.0/24 are; separate several by commas"
+            ) from None
+    return text
+
+
+def _split(text: str) -> list[str]:
+    return [word for each in text.split(",") if (word := each.strip())]
+
+
 Location = Annotated[str, AfterValidator(_checked_location)]
 Endpoint = Annotated[str, AfterValidator(_checked_endpoint)]
 Region = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")]
+Proxies = Annotated[str, AfterValidator(_checked_proxies)]
 StoreKey = Annotated[SecretStr, AfterValidator(_checked_key)]
 
 
@@ -128,7 +157,13 @@ class Settings(BaseSettings):
 
     jwt_secret: SecretStr | None = None
     jwt_private_key: SecretStr | None = None
+    jwt_verify_keys: SecretStr | None = None
+    token_issuer: Word = "vision-o3"  # noqa: S105 - a name
+    token_audience: Word = "vision-o3"  # noqa: S105 - a name
     token_ttl_s: int = Field(default=3600, ge=1, le=30 * 86_400)
+    token_leeway_s: int = Field(default=5, ge=0, le=300)
+    max_failed_sign_ins: Count = 10
+    publish_to: Literal["own", "any"] = "own"
 
     direct_downloads: bool = False
     direct_downloads_ttl_s: int = Field(default=900, ge=1, le=7 * 86_400)
@@ -139,6 +174,14 @@ class Settings(BaseSettings):
     max_field_bytes: Count = 64 << 10
     max_concurrent_publishes: Count = 32
     upload_expires_s: float = Field(default=86_400, gt=0, le=30 * 86_400)
+
+    max_requests_per_minute: Limit = 6000
+    max_sign_ins_per_minute: Limit = 600
+    max_downloads_per_user: Limit = 128
+    max_uploads_per_user: Limit = 32
+    max_partial_uploads_per_user: Limit = 64
+    max_versions_per_user: Limit = 100_000
+    max_bytes_per_user: Limit = 1 << 40
 
     allow_unsafe_content: bool = False
     inspect_timeout_s: Seconds = 600
@@ -159,9 +202,19 @@ class Settings(BaseSettings):
     lease_s: Seconds = 60
     sweep_interval_s: Seconds = 60
 
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    tls_key_password: SecretStr | None = None
+    trusted_proxies: Proxies = ""
+    max_connections: Count = 20_000
+    max_head_bytes: int = Field(default=64 << 10, ge=8 << 10, le=1 << 20)
+    head_timeout_s: Seconds = 15
     stall_timeout_s: Seconds = 60
     keep_alive_s: int = Field(default=30, ge=1)
     shutdown_timeout_s: int = Field(default=30, ge=0)
+
+    metrics_token: SecretStr | None = None
+    tracing: bool = False
 
     workers: Count = 1
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -180,6 +233,7 @@ class Settings(BaseSettings):
                 "keep one of them"
             )
         self.signing_key()
+        self.verifying_keys()
         return self
 
     @model_validator(mode="after")
@@ -189,6 +243,20 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{PREFIX}DIRECT_DOWNLOADS_TTL_S is set, but "
                 f"{PREFIX}DIRECT_DOWNLOADS is not true: set both or neither"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError(
+                f"{PREFIX}TLS_CERT_FILE and {PREFIX}TLS_KEY_FILE belong together: "
+                "set both or neither"
+            )
+        if self.tls_key_password is not None and self.tls_key_file is None:
+            raise ValueError(
+                f"{PREFIX}TLS_KEY_PASSWORD is set, but {PREFIX}TLS_KEY_FILE is not: "
+                "set both or neither"
             )
         return self
 
@@ -221,13 +289,31 @@ class Settings(BaseSettings):
         if self.jwt_private_key is not None:
             return _parse_private_key(self.jwt_private_key.get_secret_value())
         secret = self.jwt_secret.get_secret_value() if self.jwt_secret else ""
-        size = len(secret.encode())
-        if size < MIN_SECRET_SIZE:
-            raise ValueError(
-                f"{PREFIX}JWT_SECRET has {size} bytes and needs at least "
-                f"{MIN_SECRET_SIZE}. This prints a good one: {_GENERATOR}"
-            )
+        _check_size(secret, f"{PREFIX}JWT_SECRET")
         return secret
+
+    def verifying_keys(self) -> list[str | Ed25519PublicKey]:
+        """Return the keys whose tokens are accepted beside those of the signing key.
+
+        Raises:
+            ValueError: One is not such a key; the message does not show it.
+        """
+        if self.jwt_verify_keys is None:
+            return []
+        text = self.jwt_verify_keys.get_secret_value().replace("\\n", "\n")
+        keys: list[str | Ed25519PublicKey] = [
+            _parse_public_key(pem) for pem in _PEM.findall(text)
+        ]
+        for secret in re.split(r"[\s,]+", _PEM.sub(" ", text)):
+            if secret:
+                _check_size(secret, f"a secret in {PREFIX}JWT_VERIFY_KEYS")
+                keys.append(secret)
+        return keys
+
+    @property
+    def proxies(self) -> list[str]:
+        """Whose word on where a request came from is taken; nobody's by default."""
+        return _split(self.trusted_proxies)
 
     @property
     def inspection_limits(self) -> Limits:
@@ -273,6 +359,21 @@ class Settings(BaseSettings):
         return Path(self.store).expanduser().resolve().parent / "spool"
 
 
+_METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""What ``prometheus_client`` looks at, once, when it is imported."""
+
+
+def share_metrics(directory: Path) -> None:
+    """Let the processes that this one starts keep their metrics in a directory."""
+    os.environ[_METRICS_VARIABLE] = str(directory)
+
+
+def shared_metrics_directory() -> Path | None:
+    """Return where this process and others keep their metrics, if they share them."""
+    directory = os.environ.get(_METRICS_VARIABLE)
+    return Path(directory) if directory else None
+
+
 def variable_of(field: str) -> str:
     """Return the environment variable that sets a field.
 
@@ -281,6 +382,32 @@ def variable_of(field: str) -> str:
     """
     alias = Settings.model_fields[field].validation_alias
     return alias if isinstance(alias, str) else f"{PREFIX}{field}".upper()
+
+
+def _check_size(secret: str, what: str) -> None:
+    size = len(secret.encode())
+    if size < MIN_SECRET_SIZE:
+        raise ValueError(
+            f"{what} has {size} bytes and needs at least {MIN_SECRET_SIZE}. "
+            f"This prints a good one: {_GENERATOR}"
+        )
+
+
+def _parse_public_key(pem: str) -> Ed25519PublicKey:
+    """Return the public key of a PEM block of either half."""
+    key: object
+    try:
+        if "PRIVATE" in pem.partition("\n")[0]:
+            key = load_pem_private_key(pem.encode(), password=None).public_key()
+        else:
+            key = load_pem_public_key(pem.encode())
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise ValueError(  # noqa: TRY004 - the value is wrong, pydantic's contract
+            f"{PREFIX}JWT_VERIFY_KEYS holds PEM that is no unencrypted Ed25519 key"
+        )
+    return key
 
 
 def _parse_private_key(text: str) -> Ed25519PrivateKey:

@@ -109,6 +109,12 @@ def test_missing_key_is_an_error_that_says_how_to_make_one(
                 ({"AWS_SECRET_ACCESS_KEY": "canary\n"}, "AWS_SECRET_ACCESS_KEY: it h"),
                 ({"S3_PART_BYTES": "1"}, "VISION_O3_S3_PART_BYTES: "),
                 ({"SECOND_S3_REGION": "canary"}, "SECOND_S3_REGION is set, but"),
+                ({"TRUSTED_PROXIES": "10.0.0.1,canary"}, "VISION_O3_TRUSTED_PROXIES: "),
+                ({"TRUSTED_PROXIES": "10.0.0.1/8"}, "not the address of a proxy"),
+                ({"TRUSTED_PROXIES": "*"}, "not the address of a proxy"),
+                ({"TLS_CERT_FILE": "canary.crt"}, "belong together"),
+                ({"TLS_KEY_FILE": "canary.key"}, "belong together"),
+                ({"TLS_KEY_PASSWORD": "canary"}, "TLS_KEY_FILE is not"),
                 (
                     {"SECOND_STORE": "b", "SECOND_S3_ACCESS_KEY_ID": "canary"},
                     "belong together",
@@ -205,3 +211,11 @@ def test_spool_lies_beside_a_local_store(tmp_path: Path) -> None:
     assert spool(store="s3://bucket", spool_dir=tmp_path) == tmp_path
     (tmp_path / "link").symlink_to(tmp_path / "b" / "objects")
     assert spool(store=f"{tmp_path}/link") == tmp_path / "b" / "spool"
+
+
+def test_nobody_is_trusted_unless_named() -> None:
+    assert Settings(jwt_secret=SecretStr(SECRET)).proxies == []
+    named = Settings(
+        jwt_secret=SecretStr(SECRET), trusted_proxies=" 10.0.0.1, 10.1.0.0/16,, ::1 "
+    )
+    assert named.proxies == ["10.0.0.1", "10.1.0.0/16", "::1"]
