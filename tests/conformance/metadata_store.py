@@ -29,6 +29,7 @@ from sqlalchemy.orm import Session
 from vision_o3.content.cid import CID, RAW
 from vision_o3.db import models as tables
 from vision_o3.db import queries
+from vision_o3.db.audit import append_event
 from vision_o3.db.engine import Database
 from vision_o3.db.migrate import current_revision, downgrade, is_current, migrate
 from vision_o3.db.models import DATASETS, MODELS, Collection
@@ -48,6 +49,11 @@ TEXTS = st.text("aAbBßẞİ\u0131Σςé%_\\'\n", max_size=4)
 
 def cid_of(content: str) -> CID:
     return CID.of_block(RAW, content.encode())
+
+
+def user(**values: Any) -> dict[str, Any]:
+    """Return a user's columns, with those that tests do not care about."""
+    return {"roles": [], "permissions": [], "created_at": NOW, **values}
 
 
 def claim(
@@ -286,9 +292,9 @@ class MetadataStoreConformance:
             pytest.raises((DBAPIError, DatabaseUnavailableError)),
             database.read() as session,
         ):
-            queries.insert_user(session, "ann", [], "", NOW)
+            queries.insert_user(session, "ann", **user())
         with database.write() as session:
-            queries.insert_user(session, "ann", [], "", NOW)
+            queries.insert_user(session, "ann", **user())
 
     def test_rows_are_usable_after_their_transaction(self, database: Database) -> None:
         publish(database, MODELS)
@@ -352,7 +358,9 @@ class MetadataStoreConformance:
             pytest.raises(StatementError, match="no time zone"),
             database.write() as session,
         ):
-            queries.insert_user(session, "ann", [], "", NOW.replace(tzinfo=None))
+            queries.insert_user(
+                session, "ann", **user(created_at=NOW.replace(tzinfo=None))
+            )
 
     def test_all_columns_come_back_as_given(self, database: Database) -> None:
         facts = {"opset": 17, "inputs": [{"name": "\u0000\ud800é", "shape": [1, None]}]}
@@ -948,32 +956,87 @@ class MetadataStoreConformance:
 
     # --------------------------------------------------------- users and audit
 
-    def test_users_are_added_found_and_disabled(self, database: Database) -> None:
+    def test_users_are_added_and_found(self, database: Database) -> None:
         with database.write() as session:
-            queries.insert_user(session, "bob", ("model:read",), "hash", NOW)
-            queries.insert_user(session, "ann", ["admin"], "hash", NOW)
-        with database.write() as session:
-            assert queries.set_user_disabled(session, "bob", NOW + LEASE)
-            assert not queries.set_user_disabled(session, "eve", NOW)
+            queries.insert_user(
+                session, "bob", **user(permissions=["model:read"], max_bytes=1 << 40)
+            )
+            queries.insert_user(session, "ann", **user(roles=["admin"]))
         with database.read() as session:
             bob = queries.find_user(session, "bob")
             assert bob
-            assert (bob.permissions, bob.secret_hash) == (["model:read"], "hash")
-            assert (bob.created_at, bob.disabled_at) == (NOW, NOW + LEASE)
-            assert [user.id for user in queries.list_users(session)] == ["ann", "bob"]
+            assert (bob.roles, bob.permissions) == ([], ["model:read"])
+            assert (bob.created_at, bob.disabled_at) == (NOW, None)
+            assert (bob.max_versions, bob.max_bytes) == (None, 1 << 40)
+            assert bob.token_generation == 0
+            assert [row.id for row in queries.list_users(session)] == ["ann", "bob"]
             assert queries.find_user(session, "eve") is None
             assert queries.find_user(session, "\0") is None
+
+    def test_secrets_of_before_are_each_users_first(
+        self, url: str, database: Database
+    ) -> None:
+        downgrade(url, "0003")
         with database.write() as session:
-            assert queries.set_user_disabled(session, "bob", None)
-            bob = queries.find_user(session, "bob")
-            assert bob
-            assert bob.disabled_at is None
+            for name in ("ann", "bob"):
+                session.execute(
+                    text(
+                        "INSERT INTO users (id, permissions, secret_hash, created_at)"
+                        " VALUES (:id, '[\"admin\"]', :hash, :at)"
+                    ),
+                    {"id": name, "hash": f"of {name}", "at": NOW},
+                )
+            session.execute(
+                text(
+                    "INSERT INTO audit_events (at, principal, action, subject, detail)"
+                    " VALUES (:at, 'operator', 'user.added', 'users/ann', '{}')"
+                ),
+                {"at": NOW},
+            )
+        migrate(url)
+        with database.read() as session:
+            secrets = session.scalars(
+                select(tables.UserSecretRow).order_by(tables.UserSecretRow.user_id)
+            ).all()
+            event = session.scalars(
+                select(tables.AuditEventRow).order_by(tables.AuditEventRow.seq)
+            ).first()
+            assert event
+            assert [(s.user_id, s.label, s.secret_hash) for s in secrets] == [
+                ("ann", "first", "of ann"),
+                ("bob", "first", "of bob"),
+            ]
+            assert (event.seq, event.action, event.at) == (1, "user.added", NOW)
+        with database.write() as session:
+            queries.insert_user(session, "eve", **user(roles=["admin"]))
+            session.add(
+                tables.UserSecretRow(
+                    id="0",
+                    user_id="eve",
+                    label="of March",
+                    secret_hash="of eve",
+                    created_at=NOW,
+                    expires_at=NOW,
+                )
+            )
+        downgrade(url, "0003")
+        with database.read() as session:
+            kept = session.execute(
+                text("SELECT id, secret_hash FROM users ORDER BY id")
+            ).all()
+        assert [tuple(row) for row in kept] == [
+            ("ann", "of ann"),
+            ("bob", "of bob"),
+            ("eve", "none"),  # not one that would never expire
+        ]
 
     def test_one_of_many_gets_a_users_name(self, database: Database) -> None:
         def attempt(number: int) -> bool:
             try:
                 with database.write() as session:
-                    queries.insert_user(session, "ann", [], str(number), NOW)
+                    queries.insert_user(
+                        session, "ann", **user(permissions=[str(number)])
+                    )
             except AlreadyExistsError:
                 return False
             return True
@@ -983,7 +1046,7 @@ class MetadataStoreConformance:
     def test_audit_events_are_kept_in_order(self, database: Database) -> None:
         with database.write() as session:
             for action in ("user.added", "version.published"):
-                queries.insert_audit_event(
+                append_event(
                     session,
                     at=NOW,
                     principal="ann",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,6 +16,7 @@ from sqlalchemy.engine import make_url
 from structlog.testing import capture_logs
 
 from vision_o3.db import queries
+from vision_o3.db.audit import append_event
 from vision_o3.db.changes import (
     APPLICATION_NAME,
     CHANNEL,
@@ -144,11 +147,44 @@ def test_an_idle_connection_is_probed_and_goes_on(
                     " WHERE application_name = %s",
                     [APPLICATION_NAME],
                 ).fetchone()
-                if found is not None and found[0] == "SELECT 1":
+                if found is not None and found[0].startswith("SELECT pg_notify"):
                     probes.add(found[1])
         with database.write() as session:
             notify_change(session, "models", "m")
         assert heard.next() == ("models", "m")
+    finally:
+        listener.close()
+
+
+@pytest.mark.integration
+def test_listener_that_hears_nothing_does_not_count_as_one(
+    database: Database,
+    heard: Heard,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As behind a pooler in transaction mode, which swallows all messages."""
+    del database
+    deaf = threading.Event()
+    real = psycopg.Connection.notifies
+
+    def notifies(connection: Any, **options: Any) -> Iterator[psycopg.Notify]:
+        for message in real(connection, **options):
+            if not deaf.is_set():
+                yield message
+
+    monkeypatch.setattr(psycopg.Connection, "notifies", notifies)
+    monkeypatch.setattr("vision_o3.db.changes._ECHO_S", 0.3)
+    listener = listen(postgres_url, heard)
+    try:
+        assert heard.next() is True
+        deaf.set()
+        assert heard.next() is False
+        assert not listener.live
+        with pytest.raises(queue.Empty):
+            heard.queue.get(timeout=1)
+        deaf.clear()
+        assert heard.next() is True
     finally:
         listener.close()
 
@@ -251,7 +287,7 @@ def test_sqlite_tells_of_commits_by_any_connection(tmp_path: Path) -> None:
         first = counter()
         assert counter() == first
         with database.write() as session:
-            queries.insert_audit_event(
+            append_event(
                 session,
                 at=datetime.now(UTC),
                 principal="ann",

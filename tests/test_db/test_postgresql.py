@@ -8,7 +8,12 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from tests.conformance.metadata_store import NOW, MetadataStoreConformance, publish
+from tests.conformance.metadata_store import (
+    NOW,
+    MetadataStoreConformance,
+    publish,
+    user,
+)
 from vision_o3.db import queries
 from vision_o3.db.engine import Database
 from vision_o3.db.migrate import migrate
@@ -50,14 +55,14 @@ def _hang_up(session: Any) -> None:
 def test_lost_connection_is_told_apart_and_replaced(database: Database) -> None:
     with pytest.raises(DatabaseUnavailableError), database.write() as session:  # noqa: PT012 - a whole transaction
         _hang_up(session)
-        queries.insert_user(session, "ann", [], "", NOW)
+        queries.insert_user(session, "ann", **user())
     with database.write() as session:
-        queries.insert_user(session, "ann", [], "", NOW)
+        queries.insert_user(session, "ann", **user())
 
 
 def test_connection_lost_on_commit_is_told_apart(database: Database) -> None:
     with pytest.raises(DatabaseUnavailableError), database.write() as session:  # noqa: PT012 - a whole transaction
-        queries.insert_user(session, "ann", [], "", NOW)
+        queries.insert_user(session, "ann", **user())
         _hang_up(session)
 
 

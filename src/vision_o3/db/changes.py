@@ -9,7 +9,9 @@ anything was committed since, which takes microseconds.
 
 from __future__ import annotations
 
+import math
 import random
+import secrets
 import sqlite3
 import threading
 import time
@@ -34,15 +36,19 @@ APPLICATION_NAME = "vision-o3 changes"
 
 _SLICE_S = 0.25
 """How long the thread waits at a stretch: so long ``close`` may take."""
-_IDLE_S = 5.0
-"""Silence after which the server is asked whether it is still there."""
+_IDLE_S = 1.0
+"""Silence after which the listener tells itself something, to hear whether it hears."""
+_ECHO_S = 2.0
+"""How long that may take; it takes a millisecond."""
+_ECHO = "echo"
+"""Stands in such a message where others name a collection."""
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 _CLOSE_S = 2.0
 _LIBPQ = {
     "connect_timeout": "10",
     "keepalives_idle": "10",
-    "tcp_user_timeout": "10000",
+    "tcp_user_timeout": "3000",
     "fallback_application_name": APPLICATION_NAME,
 }
 """Parameters that find a dead server out; what the URL says goes before."""
@@ -95,7 +101,8 @@ class ChangeListener:
 
     Holds one connection beside the pool's, and makes a new one when that is lost. The
     connection must be PostgreSQL's own or a pooler's in session mode: in transaction
-    mode a pooler takes ``LISTEN`` and delivers nothing.
+    mode a pooler takes ``LISTEN`` and delivers nothing. So the listener is only taken
+    to listen once it has heard itself, and tells itself something whenever it is quiet.
 
     Args:
         url: A PostgreSQL database, as for ``Database``.
@@ -143,8 +150,6 @@ class ChangeListener:
             try:
                 with psycopg.connect(**self._parameters, autocommit=True) as connection:
                     connection.execute(f"LISTEN {CHANNEL}")
-                    self._set_live(live=True)
-                    pause_s = _FIRST_PAUSE_S
                     self._follow(connection)
             except psycopg.Error as error:
                 # libpq's text names host and user at most.
@@ -154,6 +159,7 @@ class ChangeListener:
             finally:
                 if self._live:
                     self._set_live(live=False)
+                    pause_s = _FIRST_PAUSE_S
             self._closed.wait(pause_s * random.uniform(0.5, 1))  # noqa: S311 - jitter
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
@@ -164,15 +170,26 @@ class ChangeListener:
             _log.info("changes.followed")
 
     def _follow(self, connection: Connection[Any]) -> None:
-        """Pass messages on until closed, or the connection is lost."""
-        heard_at = time.monotonic()
+        """Pass messages on until closed, or nothing is heard any more."""
+        own = f"{_ECHO}:{secrets.token_hex(8)}"
+        told_at: float | None = None
+        heard_at = -math.inf
         while not self._closed.is_set():
-            for message in connection.notifies(timeout=_SLICE_S):
+            now = time.monotonic()
+            if told_at is None and now - heard_at >= _IDLE_S:
+                connection.execute("SELECT pg_notify(%s, %s)", [CHANNEL, own])
+                told_at = now
+            elif told_at is not None and now - told_at >= _ECHO_S:
+                _log.warning("changes.lost", reason="messages are not delivered")
+                return
+            for message in connection.notifies(timeout=_SLICE_S, stop_after=1):
                 heard_at = time.monotonic()
-                self._pass_on(message.payload)
-            if time.monotonic() - heard_at >= _IDLE_S:
-                connection.execute("SELECT 1")
-                heard_at = time.monotonic()
+                if message.payload == own:
+                    told_at = None
+                    if not self._live:
+                        self._set_live(live=True)
+                elif not message.payload.startswith(f"{_ECHO}:"):
+                    self._pass_on(message.payload)
 
     def _pass_on(self, payload: str) -> None:
         collection, separator, line = payload.partition(":")

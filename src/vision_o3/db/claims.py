@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, delete, exists, select, update
 
 from vision_o3.db.models import (
     PUBLISHED,
+    PURGED,
     DatasetVersionRow,
     ModelVersionRow,
 )
@@ -215,17 +216,24 @@ def expired_claims(
 
 
 def object_is_named(session: Session, key: str) -> bool:
-    """Say whether a version, published or claimed, names this object."""
+    """Say whether a version needs this object; see ``named_objects``."""
     return bool(named_objects(session, [key]))
 
 
 def named_objects(session: Session, keys: Keys[str]) -> set[str]:
-    """Return those of the keys that a version, published or claimed, names."""
+    """Return those of the keys that a version, published or claimed, names.
+
+    A purged one names its record alone: nothing else of it is to be there.
+    """
     wanted, named = sorted(set(keys)), set[str]()
     for start in range(0, len(wanted), _KEYS_AT_ONCE):
         batch = wanted[start : start + _KEYS_AT_ONCE]
         for column in _KEY_COLUMNS:
-            found = session.scalars(select(column).where(column.in_(batch)))
+            naming = select(column).where(column.in_(batch))
+            if column.key != "record_key":
+                withdrawal = column.class_.withdrawal
+                naming = naming.where(withdrawal.is_distinct_from(PURGED))
+            found = session.scalars(naming)
             named.update(key for key in found if key is not None)
     return named
 

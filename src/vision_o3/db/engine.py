@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from vision_o3.errors import ConfigurationError, DatabaseUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy.engine import Connection, Engine
     from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -63,6 +63,7 @@ class Database:
         url: ``sqlite:///path`` or ``postgresql://…``.
         echo: Log every statement (without its values).
         wait_s: How long to wait for a lock or a free connection.
+        on_failure: Called when a transaction has failed by the database's fault.
 
     Raises:
         ConfigurationError: The URL is not of these, or its driver is not installed.
@@ -70,9 +71,15 @@ class Database:
     """
 
     def __init__(
-        self, url: str, *, echo: bool = False, wait_s: float = _WAIT_S
+        self,
+        url: str,
+        *,
+        echo: bool = False,
+        wait_s: float = _WAIT_S,
+        on_failure: Callable[[], None] | None = None,
     ) -> None:
         self._wait_s = wait_s
+        self._on_failure = on_failure
         self._engine = make_engine(url, echo=echo, wait_s=wait_s)
         self.dialect = cast("Dialect", self._engine.dialect.name)
         if self.dialect == "sqlite":
@@ -99,7 +106,11 @@ class Database:
             DatabaseUnavailableError: The database did not answer.
             ConfigurationError: Its tables are missing or too old.
         """
-        with _our_errors(), Session(self._reader, expire_on_commit=False) as session:
+        with (
+            self._failures(),
+            _our_errors(),
+            Session(self._reader, expire_on_commit=False) as session,
+        ):
             yield session
 
     @contextmanager
@@ -114,21 +125,36 @@ class Database:
                 commit, nobody knows whether it was done: read back.
             ConfigurationError: Its tables are missing or too old.
         """
-        if not self._turn.acquire(timeout=self._wait_s):
-            raise DatabaseUnavailableError("The database is busy. Try again.")
-        try:
-            with (
-                _our_errors(),
-                Session(self._writer, expire_on_commit=False) as session,
-            ):
-                yield session
-                session.commit()
-        finally:
-            self._turn.release()
+        with (
+            self._failures(),
+            self._own_turn(),
+            _our_errors(),
+            Session(self._writer, expire_on_commit=False) as session,
+        ):
+            yield session
+            session.commit()
 
     def close(self) -> None:
         """Close all idle connections."""
         self._engine.dispose()
+
+    @contextmanager
+    def _own_turn(self) -> Iterator[None]:
+        if not self._turn.acquire(timeout=self._wait_s):
+            raise DatabaseUnavailableError("The database is busy. Try again.")
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except DatabaseUnavailableError:
+            if self._on_failure is not None:
+                self._on_failure()
+            raise
 
 
 def make_engine(url: str, *, echo: bool = False, wait_s: float = _WAIT_S) -> Engine:

@@ -42,6 +42,8 @@ class LineFilters:
     """How images are annotated: ``coco``, ``voc`` …"""
     has_class: str | None = None
     """A class that is annotated."""
+    lines: frozenset[str] | None = None
+    """Only these, by name."""
 
 
 def list_latest(
@@ -70,7 +72,7 @@ def list_latest(
     )
     line, version = collection.line, collection.version
     counted = select(func.count()).select_from(version).where(version.is_current)
-    if filters.owner is not None or filters.q:
+    if filters.owner is not None or filters.q or filters.lines is not None:
         counted = counted.join(line, version.line_id == line.id)
     total = session.execute(counted.where(*conditions)).scalar_one()
     return total, pairs(rows)
@@ -100,6 +102,8 @@ def _conditions(
         if value is not None:
             held = getattr(version, column, None)
             conditions.append(false() if held is None else held == value)
+    if filters.lines is not None:
+        conditions.append(line.name.in_(filters.lines))
     if filters.owner is not None:
         conditions.append(line.owner_id == filters.owner)
     conditions += [

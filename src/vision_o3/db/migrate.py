@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,9 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.orm import Session
 
+from vision_o3.db.audit import append_event
 from vision_o3.db.engine import BEGIN, make_engine, parse_url
 from vision_o3.errors import ConfigurationError, DatabaseUnavailableError
 
@@ -34,13 +37,14 @@ def migrate(url: str) -> None:
     """Bring the database to the newest revision; make SQLite's file if need be.
 
     All or nothing, and safe in several processes at once: the later ones wait and
-    find nothing to do. Keeps all rows.
+    find nothing to do. Keeps all rows. That tables which were there were changed is in
+    the audit trail.
 
     Raises:
         ConfigurationError: The URL is unusable, or the database newer than this code.
         DatabaseUnavailableError: The database cannot be reached or written.
     """
-    _run(url, command.upgrade, "head")
+    _run(url, _upgrade, "head")
 
 
 def downgrade(url: str, revision: str) -> None:
@@ -76,6 +80,25 @@ def is_current(url: str) -> bool:
     """
     head = ScriptDirectory.from_config(_config()).get_current_head()
     return current_revision(url) == head
+
+
+def _upgrade(config: Config, revision: str) -> None:
+    connection: Connection = config.attributes["connection"]
+    before = MigrationContext.configure(connection).get_current_revision()
+    command.upgrade(config, revision)
+    after = MigrationContext.configure(connection).get_current_revision()
+    if before is None or before == after:
+        return
+    with Session(connection, join_transaction_mode="rollback_only") as session:
+        append_event(
+            session,
+            at=datetime.now(UTC),
+            principal="operator",
+            action="database.migrated",
+            subject="database",
+            detail={"before": before, "after": after},
+        )
+        session.commit()
 
 
 def _run(url: str, change: Callable[[Config, str], None], revision: str) -> None:

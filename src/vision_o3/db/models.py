@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 STORING = "storing"
 PUBLISHED = "published"
+DEPRECATED = "deprecated"
+BLOCKED = "blocked"
+PURGED = "purged"
 
 # Sorted by code point everywhere, as SQLite and Python do, whatever the database's
 # language: paging must not depend on it.
@@ -44,6 +47,7 @@ _ID = String(255).with_variant(String(255, collation="C"), "postgresql")
 _KEY = Text()
 _SORTED_KEY = Text().with_variant(Text(collation="C"), "postgresql")
 _AUDIT_ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts INTEGER only
+_CHAIN = String(64).with_variant(String(64, collation="C"), "postgresql")
 _WHERE_STORING: dict[str, Any] = {
     "sqlite_where": text("state = 'storing'"),
     "postgresql_where": text("state = 'storing'"),
@@ -51,6 +55,10 @@ _WHERE_STORING: dict[str, Any] = {
 _WHERE_CURRENT: dict[str, Any] = {
     "sqlite_where": text("is_current = 1"),
     "postgresql_where": text("is_current"),
+}
+_WHERE_PURGED: dict[str, Any] = {
+    "sqlite_where": text("withdrawal = 'purged'"),
+    "postgresql_where": text("withdrawal = 'purged'"),
 }
 
 
@@ -87,7 +95,7 @@ class LineColumns:
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     name: Mapped[str] = mapped_column(_NAME)
     current_version: Mapped[int] = mapped_column(default=0)
-    """The latest published version; 0 while there is none."""
+    """The highest published number; 0 while there is none."""
     created_at: Mapped[datetime]
     owner_id: Mapped[str] = mapped_column(String(255), index=True)
     """Who claimed the line first."""
@@ -100,7 +108,10 @@ class VersionColumns:
     version: Mapped[int]
     state: Mapped[str] = mapped_column(String(16), default=STORING)
     is_current: Mapped[bool] = mapped_column(default=False)
-    """Whether this is the line's ``current_version``. Lists are of these alone."""
+    """Whether this is the line's latest version that is neither blocked nor purged.
+
+    Lists are of these alone.
+    """
     cid: Mapped[CID] = mapped_column(index=True)
     file_size: Mapped[int] = mapped_column(BigInteger)
     """Bytes."""
@@ -120,6 +131,15 @@ class VersionColumns:
     lease_token: Mapped[str | None] = mapped_column(String(64))
     """Who holds the claim. Set in state ``storing`` only."""
     lease_expires_at: Mapped[datetime | None]
+    withdrawal: Mapped[str | None] = mapped_column(String(16))
+    """``deprecated``, ``blocked`` or ``purged``; set with what follows."""
+    withdrawal_number: Mapped[int] = mapped_column(default=0)
+    """Which of its documents in the store says so; each change is another one."""
+    withdrawn_at: Mapped[datetime | None]
+    withdrawn_by: Mapped[str | None] = mapped_column(String(255))
+    withdrawn_by_admin: Mapped[bool] = mapped_column(default=False)
+    """Whether the line's owner may not lift it."""
+    withdrawn_reason: Mapped[str | None] = mapped_column(Text)
 
 
 def _line_constraints() -> tuple[UniqueConstraint | CheckConstraint, ...]:
@@ -144,8 +164,10 @@ def _version_constraints(
             "state",
         ),
         CheckConstraint("state = 'published' OR NOT is_current", "is_current"),
+        Index(f"ix_{table}_owner", "owner_id", "file_size"),
         Index(f"uq_{table}_storing", line_id, unique=True, **_WHERE_STORING),
         Index(f"uq_{table}_current", line_id, unique=True, **_WHERE_CURRENT),
+        Index(f"ix_{table}_purged", "cid", **_WHERE_PURGED),
         *(
             Index(f"ix_{table}_current_{column}", column, "id", **_WHERE_CURRENT)
             for column in ("created_at", "file_size", *labels)
@@ -222,29 +244,102 @@ class DatasetTagRow(Base):
 
 
 class UserRow(Base):
-    """Who may sign in, and what they may do."""
+    """Who may sign in, and what they may do: a person, a device, a program."""
 
     __tablename__ = "users"
 
     id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    roles: Mapped[list[str]]
+    """Named sets of permissions (``registry/permissions.py``)."""
     permissions: Mapped[list[str]]
-    """Scopes."""
-    secret_hash: Mapped[str] = mapped_column(Text)
+    """Permissions beside those of the roles."""
     created_at: Mapped[datetime]
     disabled_at: Mapped[datetime | None]
+    token_generation: Mapped[int] = mapped_column(default=0)
+    """Raised to end all tokens that were issued before."""
+    max_versions: Mapped[int | None] = mapped_column(BigInteger)
+    """The user's own quota; 0: none. ``None``: that of the settings."""
+    max_bytes: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class UserSecretRow(Base):
+    """One of the secrets that a user signs in with."""
+
+    __tablename__ = "user_secrets"
+    __table_args__ = (UniqueConstraint("user_id", "label"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    """Part of the secret, so that one hash is computed, not one for each secret."""
+    user_id: Mapped[str] = mapped_column(
+        _ID, ForeignKey("users.id", ondelete="CASCADE")
+    )
+    label: Mapped[str] = mapped_column(String(64))
+    secret_hash: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    last_used_from: Mapped[str | None] = mapped_column(String(64))
+    """The address that it was last used from."""
+
+
+class RevokedTokenRow(Base):
+    """A token that is not accepted any more, until it would have expired."""
+
+    __tablename__ = "revoked_tokens"
+
+    jti: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user_id: Mapped[str] = mapped_column(_ID, index=True)
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class SignInFailureRow(Base):
+    """How often signing in failed of late, of an account or from an address."""
+
+    __tablename__ = "sign_in_failures"
+
+    subject: Mapped[str] = mapped_column(_ID, primary_key=True)
+    """``user:NAME``, ``secret:ID`` or ``address:ADDRESS``."""
+    failures: Mapped[int]
+    last_at: Mapped[datetime] = mapped_column(index=True)
+    blocked_until: Mapped[datetime | None]
 
 
 class AuditEventRow(Base):
-    """Something that a principal did; never changed or removed."""
+    """Something that a principal did; never changed or removed.
+
+    ``hash`` is of the event and of the hash before it in its chain (``db/audit.py``),
+    so that whoever changes or removes one must change all that follow.
+    """
 
     __tablename__ = "audit_events"
+    __table_args__ = (UniqueConstraint("chain", "seq"),)
 
     id: Mapped[int] = mapped_column(_AUDIT_ID, primary_key=True)
+    """In the order in which this database got them."""
+    chain: Mapped[str] = mapped_column(_CHAIN)
+    """The database that the event was first written to. One chain each."""
+    seq: Mapped[int] = mapped_column(BigInteger)
+    """From 1 up in each chain, without holes."""
+    hash: Mapped[str] = mapped_column(String(64))
     at: Mapped[datetime] = mapped_column(index=True)
     principal: Mapped[str] = mapped_column(String(255), index=True)
-    action: Mapped[str] = mapped_column(String(64))
+    action: Mapped[str] = mapped_column(String(64), index=True)
     subject: Mapped[str] = mapped_column(Text, index=True)
     detail: Mapped[dict[str, Any]]
+    address: Mapped[str | None] = mapped_column(String(64))
+    """Where the request came from."""
+    request_id: Mapped[str | None] = mapped_column(String(64))
+
+
+class AuditHeadRow(Base):
+    """The end of this database's own chain of audit events: one row."""
+
+    __tablename__ = "audit_head"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    chain: Mapped[str] = mapped_column(_CHAIN)
+    seq: Mapped[int] = mapped_column(BigInteger)
+    hash: Mapped[str] = mapped_column(String(64))
 
 
 class SuspectRow(Base):

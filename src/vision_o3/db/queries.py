@@ -13,13 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Select, func, select
 
-from vision_o3.db.accounts import (
-    find_user,
-    insert_audit_event,
-    insert_user,
-    list_users,
-    set_user_disabled,
-)
+from vision_o3.db.accounts import find_user, insert_user, list_users, usage_of
 from vision_o3.db.claims import (
     expired_claims,
     find_claim,
@@ -33,7 +27,7 @@ from vision_o3.db.claims import (
     take_over_claim,
 )
 from vision_o3.db.listing import SORTS, LineFilters, list_latest
-from vision_o3.db.models import DATASETS, MODELS, DatasetVersionRow
+from vision_o3.db.models import DATASETS, MODELS, PURGED, DatasetVersionRow
 from vision_o3.db.statements import (
     FRESH,
     IS_PUBLISHED,
@@ -51,6 +45,7 @@ from vision_o3.db.suspects import (
     published_after,
     versions_naming,
 )
+from vision_o3.db.withdrawals import preferred_first
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -77,7 +72,6 @@ __all__ = [
     "find_version",
     "get_or_create_line",
     "history",
-    "insert_audit_event",
     "insert_claim",
     "insert_user",
     "list_latest",
@@ -90,8 +84,8 @@ __all__ = [
     "published_after",
     "release_claim",
     "renew_lease",
-    "set_user_disabled",
     "take_over_claim",
+    "usage_of",
     "versions_naming",
 ]
 
@@ -134,7 +128,7 @@ def find_line(session: Session, collection: Collection, name: str) -> LineRow | 
 
 
 def find_latest(session: Session, collection: Collection, name: str) -> Found | None:
-    """Return a line and its current version."""
+    """Return a line and its latest version that is neither blocked nor purged."""
     return _first(session, current(collection).where(collection.line.name == name))
 
 
@@ -150,29 +144,42 @@ def find_version(
     )
 
 
-def find_by_cid(session: Session, collection: Collection, cid: CID) -> Found | None:
+def find_by_cid(
+    session: Session,
+    collection: Collection,
+    cid: CID,
+    lines: frozenset[str] | None = None,
+) -> Found | None:
     """Return the version of this content which was begun last, and its line.
+
+    If lines are named, only of these. One that was withdrawn is returned only if all
+    are; deprecated before blocked, blocked before purged.
 
     Not the one that became visible last: that moment is in no record, and the answer
     must be the same after the index was rebuilt.
     """
     version = collection.version
-    return _first(
-        session,
-        published(collection)
-        .where(version.cid == cid)
-        .order_by(version.created_at.desc(), version.id.desc()),
-    )
+    statement = published(collection).where(version.cid == cid)
+    if lines is not None:
+        statement = statement.where(collection.line.name.in_(lines))
+    return _first(session, statement.order_by(*preferred_first(version)))
 
 
 def find_stored_content(session: Session, cid: CID) -> StoredContent | None:
-    """Return where the first version of this content, in either collection, lies."""
+    """Return where the first version of this content, in either collection, lies.
+
+    Purged ones do not count: nothing of them is there any more.
+    """
     found: list[VersionRow] = []
     for collection in (MODELS, DATASETS):
         version = collection.version
         rows = session.scalars(
             select(version)
-            .where(version.cid == cid, version.state == IS_PUBLISHED)
+            .where(
+                version.cid == cid,
+                version.state == IS_PUBLISHED,
+                version.withdrawal.is_distinct_from(PURGED),
+            )
             .order_by(version.created_at, version.id)
             .limit(1)
         )
@@ -202,8 +209,8 @@ def history(
     session: Session, collection: Collection, name: str, offset: int, limit: int
 ) -> tuple[int, list[Found]]:
     """Return how many versions a line has, and some of them, newest first."""
-    latest = find_latest(session, collection, name)
-    if latest is None:
+    found = find_line(session, collection, name)
+    if found is None or not found.current_version:
         return 0, []
     line, version = collection.line, collection.version
     rows = session.execute(
@@ -215,7 +222,7 @@ def history(
         execution_options=FRESH,
     )
     # Numbers have no holes.
-    return latest[1].version, pairs(rows)
+    return found.current_version, pairs(rows)
 
 
 def _first(session: Session, statement: Select[Any, Any]) -> Found | None:

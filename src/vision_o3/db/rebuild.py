@@ -7,16 +7,20 @@ As in ``queries.py``, the caller owns the transaction. Those that write need
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import delete, func, insert, or_, select, text, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from vision_o3.db.models import (
-    AuditEventRow,
+    BLOCKED,
+    PURGED,
     DatasetVersionRow,
     ModelVersionRow,
+    RevokedTokenRow,
     UserRow,
+    UserSecretRow,
 )
 from vision_o3.db.statements import FRESH, IS_STORING, is_sqlite
 from vision_o3.db.statements import insert as insert_one
@@ -45,6 +49,7 @@ class KnownVersion:
     number: int
     cid: CID
     state: str
+    withdrawal_number: int
 
 
 def lock_rebuilding(session: Session) -> None:
@@ -112,9 +117,10 @@ def known_versions(
             version.version,
             version.cid,
             version.state,
+            version.withdrawal_number,
         ).where(version.record_key.in_(record_keys))
     )
-    return {row[0]: KnownVersion(row[1], row[2], row[3], row[4]) for row in rows}
+    return {row[0]: KnownVersion(*row[1:]) for row in rows}
 
 
 def taken_ids(
@@ -157,21 +163,26 @@ def add_versions(
     rows: Sequence[Mapping[str, Any]],
     current: Mapping[UUID, int],
 ) -> None:
-    """Insert published versions with their tags; set the current one of each line.
+    """Insert published versions with their tags; see to their lines.
 
     ``rows`` have all columns of each version. Their lines are locked, and have no
-    holes with them. ``current`` says the current version of each such line, by id.
+    holes with them. ``current`` says the highest number of each such line, by id.
     """
     line, version, tag = collection.line, collection.version, collection.tag
+    latest = {  # of those lines alone whose latest is among the rows
+        row["line_id"]: row["version"]
+        for row in sorted(rows, key=itemgetter("version"))
+        if row["withdrawal"] not in {BLOCKED, PURGED}
+    }
     session.execute(
         update(version)
-        .where(version.line_id.in_(current), version.is_current)
+        .where(version.line_id.in_(latest), version.is_current)
         .values(is_current=False)
     )
     session.execute(
         insert(version),
         [
-            {**row, "is_current": row["version"] == current[row["line_id"]]}
+            {**row, "is_current": row["version"] == latest.get(row["line_id"])}
             for row in rows
         ],
     )
@@ -191,50 +202,51 @@ def add_versions(
     )
 
 
-def audit_events(
-    session: Session, *, after: int, limit: int
-) -> Sequence[AuditEventRow]:
-    """Return the audit events that follow an id, in their order."""
+def users_after(session: Session, after: str, limit: int) -> Sequence[UserRow]:
+    """Return the users that follow a name, by name."""
     return session.scalars(
-        select(AuditEventRow)
-        .where(AuditEventRow.id > after)
-        .order_by(AuditEventRow.id)
+        select(UserRow).where(UserRow.id > after).order_by(UserRow.id).limit(limit)
+    ).all()
+
+
+def revoked_tokens_after(
+    session: Session, after: str, limit: int, *, now: datetime
+) -> Sequence[RevokedTokenRow]:
+    """Return revoked tokens that have not expired and follow an id, by id."""
+    token = RevokedTokenRow
+    # As SQLite and Python sort, whatever the database's language.
+    jti = token.jti if is_sqlite(session) else token.jti.collate("C")
+    return session.scalars(
+        select(token)
+        .where(jti > after, token.expires_at > now)
+        .order_by(jti)
         .limit(limit)
     ).all()
 
 
-def audit_events_like(
-    session: Session, ids: Items[int], times: Items[datetime]
-) -> Sequence[AuditEventRow]:
-    """Return the audit events that have one of the ids, or happened at one time."""
-    event = AuditEventRow
-    return session.scalars(
-        select(event).where(or_(event.id.in_(ids), event.at.in_(times)))
-    ).all()
+def add_user(
+    session: Session, values: Mapping[str, Any], secrets: Iterable[Mapping[str, Any]]
+) -> int | None:
+    """Insert a user with secrets; return how many of these have an id that is taken.
 
-
-def reserve_audit_ids(session: Session, up_to: int) -> None:
-    """Let every event that others add from now on have an id over ``up_to``.
-
-    On SQLite that needs an event of that id, added in this transaction.
+    ``None``, with nothing inserted, if there is a user of this name.
     """
-    if is_sqlite(session):
-        return
-    # Waits for those that have drawn an id already, until they have used it.
-    session.execute(text("LOCK TABLE audit_events IN SHARE ROW EXCLUSIVE MODE"))
-    sequence = func.pg_get_serial_sequence("audit_events", "id")
-    reached = func.greatest(func.nextval(sequence), up_to)
-    session.execute(select(func.setval(sequence, reached)))
+    if insert_one(session, UserRow, **values) is None:
+        return None
+    made = [
+        insert_one(session, UserSecretRow, user_id=values["id"], **secret)
+        for secret in secrets
+    ]
+    return made.count(None)
 
 
-def add_audit_events(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert audit events; those without an id get the next ones, in their order."""
-    for has_id in (True, False):
-        of_kind = [dict(row) for row in rows if ("id" in row) == has_id]
-        if of_kind:
-            session.execute(insert(AuditEventRow), of_kind)
-
-
-def add_user(session: Session, **values: object) -> bool:
-    """Insert a user with all columns; false if there is one of this name."""
-    return insert_one(session, UserRow, **values) is not None
+def add_revoked_tokens(session: Session, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Insert revoked tokens; return how many were not there."""
+    if not rows:
+        return 0
+    make = sqlite.insert if is_sqlite(session) else postgresql.insert
+    made = session.scalars(
+        make(RevokedTokenRow).on_conflict_do_nothing().returning(RevokedTokenRow.jti),
+        [dict(row) for row in rows],
+    )
+    return len(made.all())

@@ -71,3 +71,12 @@ def storable(value: str) -> bool:
         return b"\0" not in value.encode()
     except UnicodeEncodeError:
         return False
+
+
+def all_storable(value: object) -> bool:
+    """Say whether text columns can hold all texts in a JSON value."""
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, dict):
+        return all(map(storable, value)) and all(map(all_storable, value.values()))
+    return not isinstance(value, list) or all(map(all_storable, value))
