@@ -1,72 +1,58 @@
-"""Back up what is only in the database: users, and the audit trail.
+"""Back up what is only in the database: users, revoked tokens, and the audit trail.
 
-A backup is lines of JSON: what it is, then users, then audit events in their order,
-then how many there were and the SHA-256 of all lines before. So it can be written and
-read as a stream, and one that was cut or changed is noticed before anything of it is
-used. It holds hashes of secrets: only its owner can read it.
+A backup is lines of JSON: what it is, then users with their secrets, revoked tokens,
+audit events by chain and place, and at the end how many there were and the SHA-256 of
+all lines before. So it can be written and read as a stream, and one that was cut or
+changed is noticed before anything of it is used. It holds hashes of secrets: only its
+owner can read it.
+
+Restoring adds what is absent and changes nothing that is there. Format 1 had users with
+one secret each, and events without chains.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import json
-import os
-import re
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from vision_o3.db import queries, rebuild
-from vision_o3.errors import (
-    AlreadyExistsError,
-    InputError,
-    MalformedBlockError,
-    StorageError,
-    StorageFullError,
+from vision_o3.db import audit, queries, rebuild
+from vision_o3.db.accounts import list_secrets
+from vision_o3.db.audit import FIRST, Event
+from vision_o3.db.changes import notify_change
+from vision_o3.registry.accounts import CHANGES
+from vision_o3.registry.audit import OPERATOR, record_event
+from vision_o3.registry.audit_trail import RESTORED, Head, document_of
+from vision_o3.registry.backup_lines import (
+    BACKUP_FORMAT,
+    COUNTED,
+    USE,
+    entries,
+    line_of,
+    of_token,
+    of_user,
+    secret_id,
+    verify,
 )
-from vision_o3.registry.json_fields import parse_object
+from vision_o3.registry.new_files import disk_errors, new_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from datetime import datetime
+    from pathlib import Path
 
     from sqlalchemy.orm import Session
 
     from vision_o3.db.engine import Database
-    from vision_o3.db.models import AuditEventRow, UserRow
-    from vision_o3.registry.json_fields import Fields
-
-BACKUP_FORMAT = 1
-"""Raised when a reader of the older format could misread the newer one."""
-MAX_LINE_SIZE = 8 << 20
-"""Bytes of a line that are read at most."""
-PARTIAL = ".partial"
-"""Added to the file's name until all of it is on disk."""
+    from vision_o3.db.models import AuditHeadRow, UserSecretRow
+    from vision_o3.registry.backup_lines import Backup, Entry
 
 BATCH = 1000
 """Entries read or added at a time."""
-
-Entry: TypeAlias = dict[str, Any]
-"""A user or an audit event: all columns by name."""
-
-_KIND = re.compile(rb'\{"([a-z_]{1,20})":')
-_MISTAKES = {
-    errno.EACCES,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EPERM,
-    errno.EROFS,
-}
-_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK}
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_LONGEST_ID = 255
-_LONGEST_ACTION = 64
-"""Characters; the columns'."""
+USERS_BATCH = 100
+"""Users added at a time, each with an event: those who change something wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +60,10 @@ class BackedUp:
     """What a backup holds."""
 
     users: int
+    revoked_tokens: int
     audit_events: int
+    audit_events_unreadable: int
+    """Rows of the trail that somebody has spoilt. They are not in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +73,20 @@ class Restored:
     users_added: int
     users_present: int
     users_differing: tuple[str, ...]
-    """Users who are there, but not as in the backup. They were left as they are."""
+    """Users who are not as in the backup: they were there already, otherwise, and were
+    left so; or were added without a secret whose id another has."""
+    revoked_tokens_added: int
     events_added: int
     events_present: int
-    events_renumbered: int
-    """Of those added: how many got a new id, as another event has theirs."""
+    events_differing: int
+    """Of which the trail has others in the same place, or that do not follow its end,
+    or whose hash is not their own. They were left out."""
+    first_differing: str | None
+    """The first of these, as ``CHAIN:SEQ``."""
 
 
 def back_up(database: Database, path: Path, *, software: str) -> BackedUp:
-    """Write users and audit trail, as they are at one moment, to a new file.
+    """Write all of it, as it is at one moment, to a new file.
 
     It appears under its name when it is complete and on disk.
 
@@ -107,65 +101,55 @@ def back_up(database: Database, path: Path, *, software: str) -> BackedUp:
         StorageFullError, StorageError: It cannot be written.
         DatabaseUnavailableError, ConfigurationError: As for ``Database.read``.
     """
-    with _new_file(path) as file, database.read() as session:
+    unreadable = 0
+    with new_file(path) as file, database.read() as session:
         digest = hashlib.sha256()
-        counts = {"user": 0, "audit_event": 0}
+        counts = dict.fromkeys(COUNTED, 0)
 
         def write(kind: str, document: Entry) -> None:
-            line = _line(kind, document)
+            line = line_of(kind, document)
             digest.update(line)
             file.write(line)
             if kind in counts:
                 counts[kind] += 1
 
-        header = {
-            "format": BACKUP_FORMAT,
-            "made_at": queries.database_now(session),
-            "vision_o3": software,
-        }
+        now = queries.database_now(session)
+        header = {"format": BACKUP_FORMAT, "made_at": now, "vision_o3": software}
         write("backup", header)
-        for user in queries.list_users(session):
-            write("user", _of_user(user))
-        for event in _events(session):
-            write("audit_event", _of_event(event))
-        end = {
-            "users": counts["user"],
-            "audit_events": counts["audit_event"],
-            "sha256": digest.hexdigest(),
-        }
-        file.write(_line("end", end))
-    return BackedUp(counts["user"], counts["audit_event"])
+        for user in _users(session):
+            write("user", user)
+        for token in _revoked_tokens(session, now):
+            write("revoked_token", token)
+        for event in audit.all_events(session):
+            if isinstance(event, Event):
+                write("audit_event", {**document_of(event), "at": event.at})
+            else:
+                unreadable += 1
+        end = {COUNTED[kind]: count for kind, count in counts.items()}
+        file.write(line_of("end", {**end, "sha256": digest.hexdigest()}))
+    return BackedUp(**end, audit_events_unreadable=unreadable)
 
 
 def restore(database: Database, path: Path) -> Restored:
-    """Add the users and audit events of a backup that the database lacks.
+    """Add what a backup has and the database lacks.
 
     The whole backup is verified before anything is written. Then it is added in short
-    transactions: broken off, it may be run again. Nobody who is there is changed. An
-    event keeps its id; where another event has that, it gets one after all others.
+    transactions: broken off, it may be run again. Nobody who is there is changed, and
+    no event. What was added is in the audit trail, and where the chains end that came
+    with the backup.
 
     Raises:
         InputError: There is no such file, or it cannot be read.
         MalformedBlockError: It is no whole backup.
         DatabaseUnavailableError, ConfigurationError: As for ``Database.write``.
     """
-    with _disk_errors(path), path.open("rb") as file:
-        last = _verify(file)
+    with disk_errors(path), path.open("rb") as file:
+        backup = verify(file)
         file.seek(0)
-        restoring = _Restoring(database, last)
-        for kind, batch in _batched(_entries(file)):
-            if kind == "user":
-                restoring.add_users(batch)
-            else:
-                restoring.add_events(batch)
-    return Restored(
-        restoring.users_added,
-        restoring.users_present,
-        tuple(restoring.differing),
-        restoring.events_added,
-        restoring.events_present,
-        restoring.renumbered,
-    )
+        restoring = _Restoring(database, backup)
+        for kind, batch in _batched(entries(file, backup.format)):
+            restoring.add(kind, batch)
+    return restoring.end()
 
 
 class _Restoring:
@@ -173,315 +157,260 @@ class _Restoring:
 
     Args:
         database: Where they are added.
-        last: The event of the highest id, if there are any.
+        backup: Which backup it is.
     """
 
-    def __init__(self, database: Database, last: Entry | None) -> None:
-        self.users_added = self.users_present = 0
-        self.differing: list[str] = []
-        self.events_added = self.events_present = self.renumbered = 0
+    def __init__(self, database: Database, backup: Backup) -> None:
         self._database = database
-        if last is not None:
-            self._reserve(last)
+        self._backup = backup
+        self._users_added = self._users_present = self._tokens_added = 0
+        self._users_differing: list[str] = []
+        self._events_added = self._events_present = self._events_differing = 0
+        self._first_differing: str | None = None
+        self._ends: dict[str, Head | None] = {}
+        """Where the backup's chains end; ``None`` for one that differs."""
+        self._chained = Head(backup.sha256, 0, FIRST)
+        """The event of format 1 that came last."""
+        self._last = Head("", 0, FIRST)
+        """The event of the backup that came last, added or not."""
 
-    def add_users(self, users: list[Entry]) -> None:
-        """Add those who are not there."""
-        added = present = 0
+    def add(self, kind: str, batch: list[Entry]) -> None:
+        """Add those of a batch that are not there, in one transaction."""
+        if kind == "user":
+            for start in range(0, len(batch), USERS_BATCH):
+                self._add_users(batch[start : start + USERS_BATCH])
+        elif kind == "revoked_token":
+            self._add_tokens(batch)
+        else:
+            chained = self._backup.format > 1
+            self._add_events(
+                [Event(**each) for each in batch] if chained else self._chain(batch)
+            )
+
+    def end(self) -> Restored:
+        """Note in the trail what was restored; return it."""
+        with self._database.write() as session:
+            now = queries.database_now(session)
+            own = audit.lock_head(session).chain
+            detail = {
+                "format": self._backup.format,
+                "users_added": self._users_added,
+                "revoked_tokens_added": self._tokens_added,
+                "events_added": self._events_added,
+                "events_differing": self._events_differing,
+                "heads": [
+                    str(head)
+                    for chain, head in self._ends.items()
+                    if head is not None and chain != own
+                ],
+            }
+            record_event(session, OPERATOR, RESTORED, self._subject, detail, now=now)
+        return Restored(
+            self._users_added,
+            self._users_present,
+            tuple(self._users_differing),
+            self._tokens_added,
+            self._events_added,
+            self._events_present,
+            self._events_differing,
+            self._first_differing,
+        )
+
+    @property
+    def _subject(self) -> str:
+        return f"backups/{self._backup.sha256}"
+
+    def _add_users(self, users: list[Entry]) -> None:
+        added: list[str] = []
+        present = 0
         differing = []
         with self._database.write() as session:
+            now = queries.database_now(session)
             for user in users:
-                if rebuild.add_user(session, **user):
-                    added += 1
-                    continue
-                found = queries.find_user(session, user["id"])
-                if found is not None and _of_user(found) == user:
-                    present += 1
-                else:
+                values = {name: user[name] for name in user if name != "secrets"}
+                left_out = rebuild.add_user(session, values, user["secrets"])
+                if left_out is not None:
+                    added.append(user["id"])
+                if left_out or (left_out is None and not _is_there(session, user)):
                     differing.append(user["id"])
-        self.users_added += added
-        self.users_present += present
-        self.differing += differing
+                present += left_out is None and user["id"] not in differing
+            for name in added:
+                notify_change(session, CHANGES, name)
+            for name in added:
+                detail = {"backup": self._backup.sha256}
+                record_event(
+                    session, OPERATOR, "user.restored", f"users/{name}", detail, now=now
+                )
+        self._users_added += len(added)
+        self._users_present += present
+        self._users_differing += differing
 
-    def add_events(self, events: list[Entry]) -> None:
-        """Add those that are not there, under their ids if these are free."""
+    def _add_tokens(self, tokens: list[Entry]) -> None:
         with self._database.write() as session:
-            rebuild.lock_rebuilding(session)
-            alike = rebuild.audit_events_like(
-                session,
-                [event["id"] for event in events],
-                [event["at"] for event in events],
-            )
-            there = {row.id: _content(_of_event(row)) for row in alike}
-            contents = set(there.values())
-            new, renumbered = [], []
-            for event in events:
-                content = _content(event)
-                if event["id"] not in there:
-                    new.append(event)
-                elif there[event["id"]] != content and content not in contents:
-                    renumbered.append(
-                        {name: event[name] for name in event if name != "id"}
-                    )
-            rebuild.add_audit_events(session, new + renumbered)
-        self.events_added += len(new) + len(renumbered)
-        self.events_present += len(events) - len(new) - len(renumbered)
-        self.renumbered += len(renumbered)
+            now = queries.database_now(session)
+            live = [each for each in tokens if each["expires_at"] > now]
+            added = rebuild.add_revoked_tokens(session, live)
+            for name in sorted({each["user_id"] for each in live}) if added else ():
+                notify_change(session, CHANGES, name)
+            if added:
+                detail = {"added": added}
+                record_event(
+                    session, OPERATOR, "tokens.restored", self._subject, detail, now=now
+                )
+        self._tokens_added += added
 
-    def _reserve(self, last: Entry) -> None:
-        """Add the last event first.
+    def _chain(self, events: list[Entry]) -> list[Event]:
+        """Return events of format 1 as a chain, named for the backup.
 
-        Gateways at work take ids that follow the highest one: from now on none of
-        those that the backup has.
+        So they are the same whenever this backup is restored.
         """
+        made = []
+        for entry in events:
+            values = {name: entry[name] for name in entry if name != "id"}
+            last = self._chained
+            event = Event(
+                chain=last.chain,
+                seq=last.seq + 1,
+                hash="",
+                address=None,
+                request_id=None,
+                **values,
+            )
+            event = replace(event, hash=event.hash_after(last.hash))
+            self._chained = Head(event.chain, event.seq, event.hash)
+            made.append(event)
+        return made
+
+    def _add_events(self, events: list[Event]) -> None:
         with self._database.write() as session:
-            rebuild.lock_rebuilding(session)
-            rebuild.reserve_audit_ids(session, last["id"])
-            if not rebuild.audit_events_like(session, [last["id"]], []):
-                rebuild.add_audit_events(session, [last])
-                self.events_added += 1
-                self.events_present -= 1  # as which it will be counted when it comes
+            head = audit.lock_head(session)
+            new: list[Event] = []
+            for chain, group in groupby(events, lambda event: event.chain):
+                of_chain = list(group)
+                there = audit.hashes_between(
+                    session, chain, of_chain[0].seq - 1, of_chain[-1].seq
+                )
+                new += [each for each in of_chain if self._is_new(each, there, head)]
+            audit.add_events(session, new)
+            session.flush()
+        self._events_added += len(new)
+
+    def _is_new(self, event: Event, there: dict[int, str], head: AuditHeadRow) -> bool:
+        """Say whether an event is to be added; count it if not.
+
+        Args:
+            event: Which; they come by chain and place.
+            there: The hashes of what the database has of the chain.
+            head: The end of the database's own chain; moves to an event that goes on
+                from it.
+        """
+        if not self._is_itself(event, there):
+            # What comes after it may be right: a good copy can fill the hole.
+            self._leave_out(event)
+            return False
+        diverged = event.chain in self._ends and self._ends[event.chain] is None
+        found = there.get(event.seq)
+        beyond = event.chain == head.chain and event.seq > head.seq
+        if found is None and beyond and not diverged:
+            # The database went back to an earlier moment: its own chain goes on from
+            # where the backup has it, unless it went on otherwise since.
+            diverged = event.seq != head.seq + 1 or (
+                event.hash_after(head.hash) != event.hash
+            )
+            if not diverged:
+                head.seq, head.hash = event.seq, event.hash
+        same = found == event.hash
+        if diverged or not (same or found is None):
+            self._ends[event.chain] = None
+        else:
+            self._ends[event.chain] = Head(event.chain, event.seq, event.hash)
+        if same:
+            self._events_present += 1
+        elif self._ends[event.chain] is None:
+            self._leave_out(event)
+        else:
+            return True
+        return False
+
+    def _leave_out(self, event: Event) -> None:
+        self._events_differing += 1
+        first = f"{event.chain}:{event.seq}"
+        self._first_differing = self._first_differing or first
+
+    def _is_itself(self, event: Event, there: dict[int, str]) -> bool:
+        """Say whether an event has the hash that it must have, as far as is known.
+
+        Events are never removed, so one that was changed must not come in: it would
+        stand where the true one belongs.
+        """
+        last = self._last
+        self._last = Head(event.chain, event.seq, event.hash)
+        before = {there.get(event.seq - 1)}
+        if (last.chain, last.seq) == (event.chain, event.seq - 1):
+            before.add(last.hash)
+        if event.seq == 1:
+            before = {FIRST}
+        known = [each for each in before if each is not None]
+        try:
+            return not known or event.hash in map(event.hash_after, known)
+        except (ValueError, RecursionError):
+            return False
 
 
-# ---------------------------------------------------------------------------- lines
-
-
-def _line(kind: str, document: Entry) -> bytes:
-    line = json.dumps(
-        {kind: document},
-        default=datetime.isoformat,
-        ensure_ascii=False,
-        separators=(",", ":"),
-        allow_nan=False,
-    )
-    return line.encode() + b"\n"
-
-
-def _of_user(user: UserRow) -> Entry:
-    return {
-        "id": user.id,
-        "permissions": list(user.permissions),
-        "secret_hash": user.secret_hash,
-        "created_at": user.created_at,
-        "disabled_at": user.disabled_at,
-    }
-
-
-def _of_event(event: AuditEventRow) -> Entry:
-    return {
-        "id": event.id,
-        "at": event.at,
-        "principal": event.principal,
-        "action": event.action,
-        "subject": event.subject,
-        "detail": event.detail,
-    }
-
-
-def _to_user(fields: Fields) -> Entry:
-    return {
-        "id": fields.text("id", longest=_LONGEST_ID),
-        "permissions": list(fields.texts("permissions")),
-        "secret_hash": fields.text("secret_hash"),
-        "created_at": fields.time("created_at"),
-        "disabled_at": fields.time_or_none("disabled_at"),
-    }
-
-
-def _to_event(fields: Fields) -> Entry:
-    return {
-        "id": fields.number("id", at_least=1),
-        "at": fields.time("at"),
-        "principal": fields.text("principal", longest=_LONGEST_ID),
-        "action": fields.text("action", longest=_LONGEST_ACTION),
-        "subject": fields.text("subject"),
-        "detail": fields.mapping("detail"),
-    }
-
-
-_READERS = {"user": _to_user, "audit_event": _to_event}
-"""Kinds of entries, in their order."""
-
-
-def _content(event: Entry) -> tuple[object, ...]:
-    """Return what makes two events the same, whatever their ids."""
-    detail = json.dumps(event["detail"], sort_keys=True)
-    return event["at"], event["principal"], event["action"], event["subject"], detail
-
-
-def _events(session: Session) -> Iterator[AuditEventRow]:
-    """Yield the audit events in their order, some read at a time."""
-    after = 0
-    while events := rebuild.audit_events(session, after=after, limit=BATCH):
-        yield from events
-        after = events[-1].id
-        session.expunge_all()
-
-
-def _verify(file: BinaryIO) -> Entry | None:
-    """Check a whole backup; return its last audit event, if it has any.
-
-    Raises:
-        MalformedBlockError: It is none, or not as it was written.
-    """
-    digest = hashlib.sha256()
-    counts = dict.fromkeys(_READERS, 0)
-    before: tuple[int, Any] | None = None
-    entry: Entry = {}
-    first = _next_line(file)
-    if _kind(first) != "backup":
-        raise _malformed("it does not begin as a backup does")
-    with _described("the first line"):
-        stated = parse_object(first).inner("backup").number("format")
-    if stated != BACKUP_FORMAT:
-        raise _malformed(
-            f"it is of format {stated}, and this version of Vision-O3 reads format "
-            f"{BACKUP_FORMAT}"
-        )
-    digest.update(first)
-    while _kind(line := _next_line(file)) != "end":
-        kind, entry = _entry(line, f"line {sum(counts.values()) + 2}")
-        place = list(_READERS).index(kind), entry["id"]
-        if before is not None and place <= before:
-            raise _malformed(f"line {sum(counts.values()) + 2} is out of order")
-        before = place
-        counts[kind] += 1
-        digest.update(line)
-    with _described("the last line"):
-        end = parse_object(line).inner("end")
-        told = end.number("users"), end.number("audit_events"), end.text("sha256")
-    if told != (counts["user"], counts["audit_event"], digest.hexdigest()):
-        raise _malformed("it was changed since it was written")
-    if file.read(1):
-        raise _malformed("something follows its last line")
-    return entry if counts["audit_event"] else None
-
-
-def _entries(file: BinaryIO) -> Iterator[tuple[str, Entry]]:
-    """Yield the entries of a verified backup, by kind."""
-    _next_line(file)
-    while _kind(line := _next_line(file)) != "end":
-        yield _entry(line, "a line")
-
-
-def _entry(line: bytes, where: str) -> tuple[str, Entry]:
-    kind = _kind(line)
-    if kind not in _READERS:
-        raise _malformed(f"{where} is neither a user nor an audit event")
-    with _described(where):
-        return kind, _READERS[kind](parse_object(line).inner(kind))
-
-
-def _kind(line: bytes) -> str:
-    """Return what a line says it is, by its first name."""
-    match = _KIND.match(line)
-    return "" if match is None else match[1].decode()
-
-
-def _next_line(file: BinaryIO) -> bytes:
-    line = file.readline(MAX_LINE_SIZE)
-    if not line.endswith(b"\n"):
-        reason = "a line is too long" if line else "its end is missing"
-        raise _malformed(reason if len(line) in {0, MAX_LINE_SIZE} else "it is cut off")
-    return line
+# -------------------------------------------------------------------------- reading
 
 
 def _batched(
-    entries: Iterable[tuple[str, Entry]],
+    found: Iterable[tuple[str, Entry]],
 ) -> Iterator[tuple[str, list[Entry]]]:
     """Yield entries as they came, some of one kind at a time."""
-    for kind, group in groupby(entries, lambda entry: entry[0]):
+    for kind, group in groupby(found, lambda entry: entry[0]):
         while batch := [entry for _, entry in islice(group, BATCH)]:
             yield kind, batch
 
 
-@contextmanager
-def _described(where: str) -> Iterator[None]:
-    """Let out what is wrong with a line as our error."""
-    try:
-        yield
-    except RecursionError:
-        raise _malformed(f"{where} is nested too deeply") from None
-    except ValueError as error:
-        raise _malformed(f"of {where}, {error}") from error
+def _users(session: Session) -> Iterator[Entry]:
+    """Yield all users with their secrets, by name."""
+    read = partial(rebuild.users_after, session, limit=BATCH)
+    for rows in _pieces(read, lambda row: row.id):
+        secrets: dict[str, list[UserSecretRow]] = {row.id: [] for row in rows}
+        for secret in list_secrets(session, list(secrets)):
+            secrets[secret.user_id].append(secret)
+        yield from (of_user(row, secrets[row.id]) for row in rows)
+        session.expunge_all()
 
 
-def _malformed(reason: str) -> MalformedBlockError:
-    return MalformedBlockError(
-        f"This is not a whole backup: {reason.rstrip('.')}. Nothing was restored. "
-        "Use another copy of it.",
-    )
+def _revoked_tokens(session: Session, now: datetime) -> Iterator[Entry]:
+    read = partial(rebuild.revoked_tokens_after, session, limit=BATCH, now=now)
+    for rows in _pieces(read, lambda row: row.jti):
+        yield from map(of_token, rows)
+        session.expunge_all()
 
 
-# ---------------------------------------------------------------------------- files
+def _pieces(
+    read: Callable[[str], Sequence[Any]], key: Callable[[Any], str]
+) -> Iterator[Sequence[Any]]:
+    """Yield rows, some at a time, as ``read`` returns those after a key."""
+    after = ""
+    while rows := read(after):
+        after = key(rows[-1])
+        yield rows
 
 
-@contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield a new file for its owner alone, which gets its name when the block ends."""
-    partial = Path(f"{path}{PARTIAL}")
-    with _disk_errors(path):
-        if os.path.lexists(path):
-            raise _taken(path)
-        try:
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError as error:
-            raise AlreadyExistsError(
-                f"{partial} is there: another backup to this file is being written, "
-                "or was broken off. Remove it if none is at work.",
-            ) from error
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            _give_name(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-        _sync(path.parent)
+def _is_there(session: Session, user: Entry) -> bool:
+    """Say whether a user is there as in the backup, whenever they signed in last."""
+    found = queries.find_user(session, user["id"])
+    if found is None:
+        return False
+    there = of_user(found, list_secrets(session, [found.id]))
+    for secret in there["secrets"]:
+        secret["id"] = secret_id(secret["id"], found.id)
+    return _lasting(there) == _lasting(user)
 
 
-def _give_name(partial: Path, path: Path) -> None:
-    """Give a file its name, unless that is taken."""
-    try:
-        os.link(partial, path)
-    except FileExistsError as error:
-        raise _taken(path) from error
-    except OSError as error:
-        if error.errno not in _NO_LINK:
-            raise
-        if os.path.lexists(path):
-            raise _taken(path) from error
-        partial.rename(path)  # where there are no hard links, as on FAT
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _taken(path: Path) -> AlreadyExistsError:
-    return AlreadyExistsError(
-        f"{path} is there already, and is not replaced. Name a new file."
-    )
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's errors about a file into ours."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        if error.errno in _FULL:
-            raise StorageFullError(
-                f"There is no room for {path} ({reason}). Free some and try again.",
-            ) from error
-        if error.errno in _MISTAKES:
-            raise InputError(
-                f"{path} cannot be opened: {reason}. Check its name, and that you "
-                "may read or write there.",
-            ) from error
-        raise StorageError(f"The disk failed on {path}: {reason}.") from error
+def _lasting(user: Entry) -> Entry:
+    secrets = [
+        {name: value for name, value in secret.items() if name not in USE}
+        for secret in user["secrets"]
+    ]
+    return {**user, "secrets": sorted(secrets, key=lambda secret: secret["id"])}

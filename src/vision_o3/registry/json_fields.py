@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from vision_o3.content.cid import CID
-from vision_o3.db.statements import storable
+from vision_o3.db.statements import all_storable
 
 _LARGEST = 2**63 - 1
 """What a ``BIGINT`` column holds."""
@@ -40,7 +40,7 @@ def parse_object(content: bytes) -> Fields:
     if not isinstance(document, dict):
         raise ValueError("it is not a JSON object")  # noqa: TRY004 - of the content
     # Neither can be in a text of UTF-8 and JSON but as an escape, which is rare.
-    if "\\u" in text and not _all_storable(document):
+    if "\\u" in text and not all_storable(document):
         raise ValueError("it has a text with a character that no database holds")
     return Fields(document)
 
@@ -56,18 +56,20 @@ class Fields:
         self._values = values
         self._within = within
 
-    def text(self, name: str, *, longest: int | None = None) -> str:
-        """Return a text, of 1 to ``longest`` characters if that is given."""
+    def text(self, name: str, *, shortest: int = 1, longest: int | None = None) -> str:
+        """Return a text, of so many characters if ``longest`` is given."""
         value = self._values.get(name)
         if not isinstance(value, str):
             raise self._fault(name, "not a text")
-        if longest is not None and not 1 <= len(value) <= longest:
-            raise self._fault(name, f"not of 1 to {longest} characters")
+        if longest is not None and not shortest <= len(value) <= longest:
+            raise self._fault(name, f"not of {shortest} to {longest} characters")
         return value
 
-    def text_or_none(self, name: str) -> str | None:
-        """Return a text; ``None`` where it is null or absent."""
-        return None if self._values.get(name) is None else self.text(name)
+    def text_or_none(self, name: str, *, longest: int | None = None) -> str | None:
+        """Return a text, which may be empty; ``None`` where it is null or absent."""
+        if self._values.get(name) is None:
+            return None
+        return self.text(name, shortest=0, longest=longest)
 
     def texts(self, name: str) -> tuple[str, ...]:
         """Return a list of texts."""
@@ -85,6 +87,17 @@ class Fields:
             raise self._fault(name, f"not a whole number from {at_least} up")
         return value
 
+    def flag(self, name: str) -> bool:
+        """Return true or false."""
+        value = self._values.get(name)
+        if not isinstance(value, bool):
+            raise self._fault(name, "neither true nor false")
+        return value
+
+    def number_or_none(self, name: str) -> int | None:
+        """Return such a number; ``None`` where it is null or absent."""
+        return None if self._values.get(name) is None else self.number(name)
+
     def mapping(self, name: str) -> dict[str, Any]:
         """Return an object as it is."""
         value = self._values.get(name)
@@ -95,6 +108,20 @@ class Fields:
     def inner(self, name: str) -> Fields:
         """Return the fields of an object."""
         return Fields(self.mapping(name), f"{self._within}{name}.")
+
+    def inner_or_none(self, name: str) -> Fields | None:
+        """Return the fields of an object; ``None`` where it is null or absent."""
+        return None if self._values.get(name) is None else self.inner(name)
+
+    def inners(self, name: str) -> list[Fields]:
+        """Return the fields of each object in a list."""
+        value = self._values.get(name)
+        if not isinstance(value, list) or not all(
+            isinstance(each, dict) for each in value
+        ):
+            raise self._fault(name, "not a list of objects")
+        within = f"{self._within}{name}."
+        return [Fields(each, within) for each in value]
 
     def time_or_none(self, name: str) -> datetime | None:
         """Return a time; ``None`` where it is null or absent."""
@@ -152,12 +179,3 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError("it has a number that is not finite")
     return value
-
-
-def _all_storable(value: object) -> bool:
-    """Say whether a database can hold all texts in a JSON value."""
-    if isinstance(value, str):
-        return storable(value)
-    if isinstance(value, dict):
-        return all(map(storable, value)) and all(map(_all_storable, value.values()))
-    return not isinstance(value, list) or all(map(_all_storable, value))
