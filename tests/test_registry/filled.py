@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from tests.fakes.archive_files import zip_file
 from tests.fakes.model_files import tflite
 from tests.test_registry.conftest import open_registry
+from tests.test_registry.withdrawals import deprecated
 from vision_o3.registry.inventory import Kind, StoredObject, objects_of
 from vision_o3.registry.records import decode_record
+from vision_o3.registry.withdrawal_records import decode_decision
 from vision_o3.storage.base import ObjectStore
 from vision_o3.storage.local import LocalStore
 from vision_o3.storage.memory import MemoryStore
@@ -18,8 +21,8 @@ from vision_o3.storage.memory import MemoryStore
 BIG = (9 << 20) + 5
 """Bytes: more than are read at once."""
 VERSIONS = 7
-OBJECTS = VERSIONS + 5 + 1 + 2
-"""Records, artifacts, a sidecar, a manifest and its index."""
+OBJECTS = VERSIONS + 5 + 1 + 2 + 1
+"""Records, artifacts, a sidecar, a manifest and its index, a withdrawal."""
 
 
 def make_filled(home: Path) -> None:
@@ -32,6 +35,7 @@ def make_filled(home: Path) -> None:
         registry.publish_dataset(archive, "set")
         registry.publish_dataset(archive, "set-again")
         registry.publish_dataset(b'{"a": 1}', "set", "d.json")
+        registry.models.withdraw("big", 1, deprecated("Use a smaller one."))
 
 
 def in_memory(objects: dict[str, bytes]) -> MemoryStore:
@@ -48,11 +52,16 @@ def contents(store: ObjectStore) -> dict[str, bytes]:
 
 
 def objects_at(store: ObjectStore) -> dict[str, StoredObject]:
-    """Return all objects that the records in a store name, and the records."""
-    named = {}
-    for key, content in contents(store).items():
+    """Return all objects that the records in a store name, and what is beside them."""
+    named, found = {}, contents(store)
+    for key, content in found.items():
         if key.endswith(".record.json"):
-            for stored in objects_of(decode_record(content, key).version):
+            version = decode_record(content, key).version
+            decision = key.replace(".record.", ".withdrawal-1.")
+            if decision in found:
+                withdrawal = decode_decision(found[decision], decision).withdrawal
+                version = replace(version, withdrawal=withdrawal)
+            for stored in objects_of(version):
                 named[stored.key] = stored
     return named
 

@@ -68,6 +68,8 @@ def test_every_damage_is_seen(
     damage(store, key, how)
     if kind is Kind.RECORD and how in {"flip", "extend"}:
         return  # text changed may still be a good record: see the scrub
+    if kind is Kind.WITHDRAWAL and how == "extend":
+        return  # JSON may end in a line end
     expected = ObjectNotFoundError if how == "remove" else IntegrityError
     with pytest.raises(expected):
         verify_object(store, objects[key])

@@ -14,19 +14,22 @@ from uuid import uuid4
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select, text, update
+from sqlalchemy import select, update
 
 from tests.fakes.archive_files import zip_file
 from tests.fakes.model_files import onnx, tflite
 from tests.fakes.scripted_store import ScriptedStore
 from tests.test_integration.gateways import postgres_database
+from tests.test_registry import trails
 from tests.test_registry.conftest import Registry, open_registry
 from vision_o3.content.cid import CID
 from vision_o3.db import models as tables
 from vision_o3.db import queries
+from vision_o3.db.audit import Filters
 from vision_o3.db.engine import Database
 from vision_o3.db.migrate import migrate
 from vision_o3.errors import ConfigurationError, TransientStorageError
+from vision_o3.registry.audit_trail import list_trail, verify_trail
 from vision_o3.registry.claims import Timing
 from vision_o3.registry.rebuilding import Rebuilder, Rebuilt, require_index
 from vision_o3.storage.base import ObjectMeta, ObjectStore
@@ -96,9 +99,7 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
         url = request.getfixturevalue("postgres")
     database = Database(url)
     if request.param == "postgresql":
-        names = ", ".join(table.name for table in tables.Base.metadata.sorted_tables)
-        with database.write() as session:
-            session.execute(text(f"TRUNCATE {names} CASCADE"))
+        trails.empty(database)
     try:
         yield database
     finally:
@@ -110,7 +111,7 @@ def rows_of(database: Database) -> Rows:
     found: Rows = {}
     with database.read() as session:
         for table in tables.Base.metadata.sorted_tables:
-            if table.name in {"users", "audit_events"}:
+            if table.name in {"users", "audit_events", "audit_head"}:
                 continue
             rows = session.execute(select(table)).mappings()
             found[table.name] = sorted(
@@ -162,6 +163,21 @@ def test_the_index_is_as_before(registry: Registry, empty: Database) -> None:
         for version in (tables.ModelVersionRow, tables.DatasetVersionRow):
             late = version.published_at != version.created_at
             assert not session.scalars(select(version).where(late)).all()
+
+
+@pytest.mark.parametrize(("batch", "events"), [(500, 2), (1, 10)])
+def test_what_is_added_is_in_the_audit_trail(
+    registry: Registry, empty: Database, batch: int, events: int
+) -> None:
+    count = publish_mix(registry)
+    for _ in range(2):
+        rebuild(empty, registry.store, batch=batch)
+    found = list_trail(empty, Filters(action="index.rebuilt"), page=1, page_size=99)
+    assert found.total == events
+    assert {event.principal for event in found.items} == {"operator"}
+    assert {event.subject for event in found.items} == {"models", "datasets"}
+    assert sum(event.detail["added"] for event in found.items) == count
+    assert verify_trail(empty).whole
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -91,7 +91,7 @@ def test_an_answer_is_kept_until_its_time_is_over(
     assert cache.resolve(question, lambda: version(2)) == version(2)
 
 
-@pytest.mark.parametrize("question", [LATEST, CONTENT])
+@pytest.mark.parametrize("question", [LATEST, PINNED, CONTENT])
 def test_what_may_change_is_kept_only_while_changes_are_told(
     clock: Clock, question: Question
 ) -> None:
@@ -104,12 +104,6 @@ def test_what_may_change_is_kept_only_while_changes_are_told(
     cache.reset(False)
     cache.resolve(question, version)
     assert cache.find(question) is None
-
-
-def test_one_version_is_kept_without_being_told(clock: Clock) -> None:
-    cache = MetadataCache(TTL_S, clock=clock)
-    cache.resolve(PINNED, version)
-    assert cache.resolve(PINNED, never) == version()
 
 
 def test_a_change_drops_what_it_may_concern_and_nothing_else(
@@ -208,6 +202,7 @@ def test_errors_are_not_kept_and_leave_nothing_behind(cache: MetadataCache) -> N
 
 def test_what_was_used_least_recently_goes_first(clock: Clock) -> None:
     cache = MetadataCache(TTL_S, capacity=3 * 5000, clock=clock)
+    cache.reset(True)
     questions = [Question("models", "m", number) for number in range(1, 5)]
 
     def heavy() -> Version:
@@ -223,6 +218,7 @@ def test_what_was_used_least_recently_goes_first(clock: Clock) -> None:
 
 def test_facts_weigh_and_what_is_too_heavy_is_not_kept(clock: Clock) -> None:
     cache = MetadataCache(TTL_S, capacity=20_000, clock=clock)
+    cache.reset(True)
     heavy = replace(version(), facts={"operators": {str(n): n for n in range(1000)}})
     cache.resolve(PINNED, lambda: heavy)
     assert cache.find(PINNED) is None

@@ -3,12 +3,15 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import tracemalloc
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vision_o3.content.cid import CID
 from vision_o3.content.dag import cid_of_bytes
 from vision_o3.errors import LimitExceededError, StorageError, StorageFullError
 from vision_o3.registry.spool import Spool, Spooled, SpoolWriter
@@ -136,3 +139,23 @@ def test_leftovers_are_removed_but_not_uploads_in_progress(tmp_path: Path) -> No
 
     assert asyncio.run(sweep_during_upload()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_single_bytes_take_no_more_memory_than_many_at_once(tmp_path: Path) -> None:
+    content = random.Random(1).randbytes(64 << 10)
+
+    async def receive_in(step: int) -> tuple[int, CID, bytes]:
+        async with spool.open() as writer:
+            tracemalloc.start()
+            for start in range(0, len(content), step):
+                await writer.write(content[start : start + step])
+            _, most = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            spooled = await writer.finish()
+            return most, spooled.dag.root, spooled.path.read_bytes()
+
+    with closing(Spool(tmp_path, max_size=1 << 30, min_free=0)) as spool:
+        most, root, kept = asyncio.run(receive_in(1))
+        assert kept == content
+        assert root == asyncio.run(receive_in(1 << 20))[1]
+        assert most < 32 * len(content)  # each byte by itself takes more than 200

@@ -28,6 +28,8 @@ from vision_o3.errors import (
     StorageFullError,
     TransientStorageError,
 )
+from vision_o3.gateway.measured_store import MeasuredStore
+from vision_o3.gateway.metrics import Metrics
 from vision_o3.storage.base import ObjectStore
 from vision_o3.storage.factory import (
     LocalLocation,
@@ -69,6 +71,14 @@ class TestScriptedStore(ObjectStoreConformance):
     @pytest.fixture
     def store(self) -> ObjectStore:
         return ScriptedStore("", MemoryStore())
+
+
+class TestMeasuredStore(ObjectStoreConformance):
+    """What counts and times the gateway's store changes nothing of what it does."""
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> ObjectStore:
+        return MeasuredStore(LocalStore(tmp_path / "objects"), Metrics())
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from vision_o3.storage.keys import (
     parse_key,
     version_keys,
     version_prefix,
+    withdrawal_key,
+    withdrawal_prefix,
 )
 
 
@@ -109,7 +111,28 @@ def test_any_text_is_a_key_of_ours_or_not(text: str) -> None:
         "models/a/v1.exe",
         "models/a/v1.pt\n",
         "models/a/v1.pt.tmp",
+        "models/a/v1.withdrawal-0.json",
+        "models/a/v1.withdrawal-01.json",
+        "models/a/v1.withdrawal-1000000000.json",
+        "models/a/v1.withdrawal-.json",
+        "models/a/v1.withdrawal-1",
+        "models/a/v1.withdrawal.json",
     ],
 )
 def test_foreign_keys_are_not_ours(key: str) -> None:
     assert parse_key(key) is None
+
+
+@given(st.integers(1, 10**9 - 1), st.integers(1, 2**31 - 1))
+def test_key_tells_which_withdrawal_of_its_version(number: int, version: int) -> None:
+    key = withdrawal_key("models", "a-1", version, number)
+    assert is_key(key)
+    assert parse_key(key) == ParsedKey("models", "a-1", version, number)
+    assert key.startswith(withdrawal_prefix("models", "a-1", version))
+    assert key.startswith(version_prefix("models", "a-1", version))
+
+
+@pytest.mark.parametrize("number", [-1, 0, 10**9])
+def test_what_is_not_the_number_of_a_withdrawal_has_no_key(number: int) -> None:
+    with pytest.raises(ValueError, match="not the number of a withdrawal"):
+        withdrawal_key("models", "a", 1, number)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.contextvars import bound_contextvars, get_contextvars
 
 from tests.conformance.object_store import (
     CONTENT,
@@ -405,3 +406,97 @@ def test_facts_of_an_absent_bucket_are_an_error(swift: S3Server) -> None:
         store.versioning()
     assert store.open_file(KEY) is None
     store.close()
+
+
+# ----------------------------------------------------------- what a bucket remembers
+
+
+def versioned_store(moto: S3Server, retention: str | None = None) -> S3Store:
+    bucket = moto.make_bucket(ObjectLockEnabledForBucket=retention is not None)
+    moto.client.put_bucket_versioning(
+        Bucket=bucket, VersioningConfiguration={"Status": "Enabled"}
+    )
+    if retention is not None:
+        rule = {"DefaultRetention": {"Mode": retention, "Days": 30}}
+        moto.client.put_object_lock_configuration(
+            Bucket=bucket,
+            ObjectLockConfiguration={"ObjectLockEnabled": "Enabled", "Rule": rule},
+        )
+    return S3Store(bucket, "p", options_for(moto))
+
+
+def remembered(moto: S3Server, store: S3Store) -> list[tuple[str, bool]]:
+    """Return what the bucket knows of, but for probes, and whether it is current."""
+    listed = moto.client.list_object_versions(Bucket=store._client._bucket)
+    return sorted(
+        (each["Key"], each["IsLatest"])
+        for kind in ("Versions", "DeleteMarkers")
+        for each in listed.get(kind, ())
+        if "probe" not in each["Key"]
+    )
+
+
+def test_history_is_erased_and_what_is_there_stays(moto: S3Server) -> None:
+    store = versioned_store(moto)
+    for key in ("models/a/v1.pt", "models/a/v1.record.json", "models/a/v11.pt"):
+        for content in (b"first", b"second"):
+            store.put(key, content)
+            store.delete(key)
+    store.put("models/a/v1.record.json", b"third")
+    # Two versions and two marks of each, but for the record's that is there.
+    assert store.erase_history("models/a/v1.") == 2 * 4
+    assert remembered(moto, store) == [
+        ("p/models/a/v1.record.json", True),
+        *[("p/models/a/v11.pt", False)] * 3,
+        ("p/models/a/v11.pt", True),
+    ]
+    assert store.get("models/a/v1.record.json", max_size=9) == b"third"
+    assert store.find("models/a/v1.pt") is None
+    assert store.erase_history("models/a/v1.") == 0
+    store.close()
+
+
+def test_a_bucket_that_remembers_nothing_has_no_history(moto: S3Server) -> None:
+    store = S3Store(moto.make_bucket(), "", options_for(moto))
+    store.put(KEY, CONTENT)
+    assert store.erase_history(KEY) == 0
+    assert store.erase_history("/") == 0
+    assert store.get(KEY, max_size=len(CONTENT)) == CONTENT
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("mode", "yields"), [("GOVERNANCE", True), ("COMPLIANCE", False)]
+)
+def test_history_under_a_retention_goes_where_that_may_be(
+    moto: S3Server, mode: str, yields: bool
+) -> None:
+    store = versioned_store(moto, mode)
+    store.put(KEY, CONTENT)
+    store.delete(KEY)
+    if yields:
+        assert store.erase_history(KEY) == 2
+        assert remembered(moto, store) == []
+    else:
+        with pytest.raises(StorageError):
+            store.erase_history(KEY)
+        assert (f"p/{KEY}", False) in remembered(moto, store)
+        assert store.find(KEY) is None, "it is not there again"
+    store.close()
+
+
+def test_threads_that_send_parts_know_the_request(moto: S3Server) -> None:
+    store = S3Store(moto.make_bucket(), "", options_for(moto))
+    contexts: list[dict[str, Any]] = []
+    ask = store._client.ask
+
+    def noting(operation: str, *arguments: Any, **parameters: Any) -> Any:
+        if operation == "upload_part":
+            contexts.append(dict(get_contextvars()))
+        return ask(operation, *arguments, **parameters)
+
+    store._client.ask = noting  # type: ignore[method-assign]  # to look on
+    with bound_contextvars(request_id="of-the-request"):
+        store.put(KEY, bytes(11 * MIB))
+    store.close()
+    assert contexts == [{"request_id": "of-the-request"}] * 3

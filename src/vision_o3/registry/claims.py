@@ -8,6 +8,7 @@ over, and a holder that wakes up too late finds its lease lost before it does ha
 
 from __future__ import annotations
 
+import contextvars
 import secrets
 import threading
 import time
@@ -29,6 +30,7 @@ from vision_o3.errors import (
 )
 from vision_o3.registry.records import MAX_RECORD_SIZE, decode_record
 from vision_o3.registry.store_listing import record_key
+from vision_o3.registry.watching import UNWATCHED, Event
 from vision_o3.storage.keys import version_prefix
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
     from vision_o3.db.engine import Database
     from vision_o3.db.models import Collection
+    from vision_o3.registry.watching import Watcher
     from vision_o3.storage.base import ObjectStore
 
 _EVER = datetime.max.replace(tzinfo=UTC)
@@ -104,25 +107,38 @@ class Lease:
 class Claims:
     """Holds, gives back and takes over claims. Safe in any thread and process."""
 
-    def __init__(self, database: Database, store: ObjectStore, timing: Timing) -> None:
+    def __init__(
+        self,
+        database: Database,
+        store: ObjectStore,
+        timing: Timing,
+        watcher: Watcher = UNWATCHED,
+    ) -> None:
         self._database = database
         self._store = store
         self._timing = timing
+        self._watcher = watcher
 
     @contextmanager
     def hold(self, claim: Claim) -> Iterator[Lease]:
         """Yield the claim's lease, renewed by a thread until the block ends."""
         lease = Lease(self._timing.lease.total_seconds())
         ended = threading.Event()
+        # In the request's context, so that the thread's log lines name it.
         thread = threading.Thread(
-            target=self._keep, args=(claim, lease, ended), name="lease", daemon=True
+            target=contextvars.copy_context().run,
+            args=(self._keep, claim, lease, ended),
+            name="lease",
+            daemon=True,
         )
         thread.start()
+        self._watcher.tell(Event.LEASE_BEGUN)
         try:
             yield lease
         finally:
             ended.set()
             thread.join()
+            self._watcher.tell(Event.LEASE_ENDED)
 
     def confirm(self, claim: Claim, lease: Lease) -> None:
         """Ask the database whether a held claim is still ours; before any deletion.
@@ -189,6 +205,8 @@ class Claims:
             return True  # no writer leaves half a record
         except ObjectNotFoundError:
             return False
+        if version.is_purged:  # nothing but its record is there, and that is all of it
+            return version.id != str(claim.version_id)
         size = found.get(version.object_key)
         if size is None:
             elsewhere = self._store.find(version.object_key)
@@ -219,6 +237,7 @@ class Claims:
         ours = Claim(
             expired.collection, expired.name, expired.number, expired.version_id, token
         )
+        self._watcher.tell(Event.CLAIM_TAKEN_OVER)
         with self.hold(ours) as lease:
             self.give_back(ours, lease)
         _log.info(
@@ -247,6 +266,8 @@ class Claims:
                 self._timing.clock(session) + self._timing.lease,
             )
         lease.renewed(asked_at, granted=granted)
+        if not granted:
+            self._watcher.tell(Event.LEASE_LOST)
 
 
 def _prefix_of(claim: Claim) -> str:

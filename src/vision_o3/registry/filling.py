@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from vision_o3.db import rebuild as queries
+from vision_o3.db import withdrawals
 from vision_o3.db.changes import notify_change
 from vision_o3.db.models import DATASETS, MODELS, PUBLISHED
 from vision_o3.registry.store_listing import record_key
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from vision_o3.db.models import LineRow
+    from vision_o3.db.models import LineRow, VersionRow
     from vision_o3.registry.records import Record
     from vision_o3.registry.store_listing import RecordObject, StoreListing
     from vision_o3.registry.values import Version
@@ -49,9 +50,12 @@ class Read:
 
     at: RecordObject
     record: Record | None
+    """With what was decided on its version since, if anything was."""
     reason: str = ""
     may_pass: bool = False
     """Whether reading it later may succeed."""
+    decided: int = 0
+    """The number of the last decision on the version; 0: there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,8 @@ class Filling:
     ) -> None:
         self.added = 0
         self.present = 0
+        self.withdrawn = 0
+        """Versions that were present, and on which was decided since."""
         self.problems: list[Problem] = []
         self.stopped: dict[str, Stopped] = {}
         self._session = session
@@ -109,6 +115,7 @@ class Filling:
         self._listing = listing
         self._now = now
         self._collection = COLLECTIONS[batch[0].at.collection]
+        self._decided = {read.at.key: read.decided for read in batch}
         if stopped is not None and stopped.collection == self._collection.name:
             self.stopped[stopped.name] = stopped
 
@@ -195,6 +202,8 @@ class Filling:
             and (str(known.id), known.cid) == (version.id, version.cid)
         ):
             self.present += 1
+            if read.decided > known.withdrawal_number:
+                self._withdraw(read.record, known.id, read.decided)
             return
         self._note(
             read.at.key,
@@ -204,6 +213,21 @@ class Filling:
             "anew. If the record is right, the index is of another store, or took "
             "uploads before it was rebuilt: rebuild into an empty one.",
         )
+
+    def _withdraw(self, record: Record, version_id: UUID, number: int) -> None:
+        """Write the last decision on a version that the index has to its row."""
+        row = cast(
+            "VersionRow", self._session.get_one(self._collection.version, version_id)
+        )
+        withdrawals.set_withdrawal(
+            self._session,
+            self._collection,
+            row,
+            number=number,
+            **_withdrawal_columns(record.version),
+        )
+        notify_change(self._session, self._collection.name, record.version.name)
+        self.withdrawn += 1
 
     def _missing(self, plan: _Plan, number: int) -> Problem:
         """Return the problem that a line's records have a hole before a number."""
@@ -337,7 +361,11 @@ class Filling:
                 self._cut(plan, 0, reason)
 
     def _add(self, plans: list[_Plan]) -> None:
-        rows = [_row_of(record) for plan in plans for record in plan.records]
+        rows = [
+            _row_of(record, self._decided[_key_of(record)])
+            for plan in plans
+            for record in plan.records
+        ]
         if not rows:
             return
         queries.add_versions(
@@ -395,6 +423,8 @@ def _same_line(plan: _Plan, record: Record) -> bool:
 
 def _objects_of(version: Version) -> list[str]:
     """Return the keys of all that a version consists of, but for its record."""
+    if version.is_purged:
+        return []
     keys = (
         version.object_key,
         version.sidecar_key,
@@ -404,9 +434,24 @@ def _objects_of(version: Version) -> list[str]:
     return [key for key in keys if key is not None]
 
 
-def _row_of(record: Record) -> dict[str, Any]:
+def _withdrawal_columns(version: Version) -> dict[str, Any]:
+    """Return what a row says of a withdrawal, as ``set_withdrawal`` names it."""
+    withdrawal = version.withdrawal
+    if withdrawal is None:
+        return dict.fromkeys(("state", "reason", "at", "by")) | {"by_admin": False}
+    return {
+        "state": withdrawal.state,
+        "reason": withdrawal.reason,
+        "at": withdrawal.at,
+        "by": withdrawal.by,
+        "by_admin": withdrawal.by_admin,
+    }
+
+
+def _row_of(record: Record, decided: int) -> dict[str, Any]:
     """Return all columns of a version's row, but for ``is_current``."""
     version = record.version
+    withdrawal = _withdrawal_columns(version)
     row = {
         "id": _id_of(record),
         "line_id": record.line_id,
@@ -428,6 +473,12 @@ def _row_of(record: Record) -> dict[str, Any]:
         "published_at": version.created_at,
         "lease_token": None,
         "lease_expires_at": None,
+        "withdrawal": withdrawal["state"],
+        "withdrawal_number": decided,
+        "withdrawn_at": withdrawal["at"],
+        "withdrawn_by": withdrawal["by"],
+        "withdrawn_by_admin": withdrawal["by_admin"],
+        "withdrawn_reason": withdrawal["reason"],
     }
     if version.collection == MODELS.name:
         return row | {

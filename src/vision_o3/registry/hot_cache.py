@@ -29,6 +29,7 @@ import structlog
 from vision_o3.content.profile import UNIXFS_V1_2025
 from vision_o3.errors import StorageError, VisionO3Error
 from vision_o3.registry.local_files import LocalFile
+from vision_o3.registry.watching import UNWATCHED, Event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from vision_o3.content.cid import CID
     from vision_o3.content.leaves import LeafTable
     from vision_o3.registry.values import Version
+    from vision_o3.registry.watching import Watcher
 
 BLOCK = 8 * UNIXFS_V1_2025.chunk_size
 """Bytes in every block but an artifact's last. A request to the store for each."""
@@ -83,6 +85,8 @@ class Block(LocalFile):
         self._ready = start
         self._error: BlockUnavailableError | None = None
         self._grown = asyncio.Event()
+        self.fresh = False
+        """Whether nobody has asked for it since it was begun for this reader."""
 
     def has(self, end: int) -> bool:
         """Say whether the bytes before ``end`` can be read now."""
@@ -155,13 +159,22 @@ class HotCache:
         capacity: Bytes kept at most. Processes that share the directory may together
             exceed it by ``_SCAN_EVERY`` blocks each.
         min_free: Bytes that are left free on the disk; with less, less is kept.
+        watcher: Is told of hits, misses and what is evicted.
 
     Raises:
         StorageError: The directory cannot be made or written.
     """
 
-    def __init__(self, directory: Path, *, capacity: int, min_free: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        capacity: int,
+        min_free: int = 0,
+        watcher: Watcher = UNWATCHED,
+    ) -> None:
         self._directory = directory
+        self._watcher = watcher
         self._capacity = capacity
         self._min_free = min_free
         self._source: Source | None = None
@@ -208,10 +221,12 @@ class HotCache:
         """
         first = start // BLOCK
         last = min(first + _AHEAD, (end - 1) // BLOCK)
-        return [
+        blocks = [
             self._block(version, table, number, ahead=number > first)
             for number in range(first, last + 1)
         ]
+        self._note(blocks[0])
+        return blocks
 
     def drop(self, version: Version, position: int, block: Block) -> None:
         """Forget a block, the one that holds a byte, as it is damaged.
@@ -221,6 +236,7 @@ class HotCache:
         place = _Place(version.cid, position // BLOCK)
         if self._blocks.get(place) is not block:
             return
+        self._watcher.tell(Event.CACHE_DAMAGED)
         _log.warning("cache.damaged", cid=str(place.cid), block=place.number)
         del self._blocks[place]
         path = self._path(place)
@@ -235,6 +251,15 @@ class HotCache:
         for fetch in fetches:
             fetch.cancel()
         await asyncio.gather(*fetches, return_exceptions=True)
+
+    def _note(self, wanted: Block | None) -> None:
+        """Tell how a block that is wanted now was found; one begun was told then."""
+        if wanted is None:
+            self._watcher.tell(Event.CACHE_PASSED)
+        elif wanted.fresh:
+            wanted.fresh = False
+        else:
+            self._watcher.tell(Event.CACHE_HIT)
 
     # ---------------------------------------------------------------------- blocks
 
@@ -255,6 +280,8 @@ class HotCache:
             if self._closed or len(self._fetches) >= (_FETCHES if ahead else _QUEUE):
                 return None
             block = Block(start)
+            block.fresh = True
+            self._watcher.tell(Event.CACHE_MISS)
             fetch = asyncio.create_task(
                 self._fetch(place, ref(block), version, table, end)
             )
@@ -343,6 +370,7 @@ class HotCache:
             with suppress(FileNotFoundError):  # if not kept, read all the same
                 part.rename(path)
             whole = True
+            self._watcher.tell(Event.CACHE_WRITTEN_BYTES, end - start)
         finally:
             if not whole:
                 part.unlink(missing_ok=True)
@@ -386,6 +414,7 @@ class HotCache:
             found, left = await asyncio.get_running_loop().run_in_executor(
                 None, self._evict, self._capacity - in_work, missing
             )
+            self._watcher.tell(Event.CACHE_EVICTED_BYTES, found - left)
             self._used = left + in_work - size
             if found - left < missing:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -414,6 +443,27 @@ class HotCache:
             if _is_removed(path):
                 left -= size
         return total, left
+
+
+def forget_content(directory: Path, cid: CID) -> int:
+    """Remove all blocks of a content from a cache's directory; return their bytes.
+
+    Safe in any process and thread, beside caches that use the directory: who reads a
+    block reads on, and one that is just being written is given no name.
+    """
+    folder, removed = directory / str(cid), 0
+    try:
+        found = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    for file in found:
+        with suppress(OSError):  # gone meanwhile
+            size = file.stat(follow_symlinks=False).st_size
+            os.unlink(file.path)  # noqa: PTH108 - as found, no link followed
+            removed += size
+    with suppress(OSError):  # a block came meanwhile: the next look finds it
+        folder.rmdir()
+    return removed
 
 
 def _blocks_in(folder: str) -> Iterator[tuple[float, int, str]]:

@@ -22,7 +22,8 @@ from vision_o3.errors import (
 )
 from vision_o3.registry.records import MAX_RECORD_SIZE, decode_record
 from vision_o3.registry.relaying import leaf_table
-from vision_o3.storage.keys import version_keys
+from vision_o3.registry.withdrawal_records import MAX_WITHDRAWAL_SIZE, decode_decision
+from vision_o3.storage.keys import version_keys, withdrawal_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -45,6 +46,7 @@ class Kind(Enum):
     SIDECAR = "sidecar"
     MANIFEST = "manifest"
     INDEX = "index"
+    WITHDRAWAL = "withdrawal"
     RECORD = "record"
 
 
@@ -55,7 +57,7 @@ class StoredObject:
     key: str
     kind: Kind
     cid: CID
-    """What names its bytes; the artifact's, for a sidecar and a record."""
+    """What names its bytes; the artifact's, for all but listings."""
     file_size: int
     """Bytes of the version's artifact."""
 
@@ -79,11 +81,25 @@ class ReadableStore(Protocol):
 def objects_of(version: Version) -> tuple[StoredObject, ...]:
     """Return the objects that a version names, its record last.
 
-    Some may lie under another version's keys: content that was there already.
+    Some may lie under another version's keys: content that was there already. Of a
+    purged version nothing is left but what says so.
     """
     keys = version_keys(
         version.collection, version.name, version.version, version.file_format
     )
+    found = [] if version.is_purged else content_of(version)
+    if version.withdrawal is not None:
+        place = version.collection, version.name, version.version
+        key = withdrawal_key(*place, version.withdrawal.number)
+        found.append((Kind.WITHDRAWAL, key, version.cid))
+    found.append((Kind.RECORD, keys.record, version.cid))
+    return tuple(
+        StoredObject(key, kind, cid, version.file_size) for kind, key, cid in found
+    )
+
+
+def content_of(version: Version) -> list[tuple[Kind, str, CID]]:
+    """Return what a version consists of, or consisted of before it was purged."""
     found = [(Kind.ARTIFACT, version.object_key, version.cid)]
     if version.sidecar_key is not None:
         found.append((Kind.SIDECAR, version.sidecar_key, version.cid))
@@ -91,10 +107,7 @@ def objects_of(version: Version) -> tuple[StoredObject, ...]:
         found.append((Kind.MANIFEST, version.manifest_key, version.manifest_cid))
     if version.index_key is not None and version.index_cid is not None:
         found.append((Kind.INDEX, version.index_key, version.index_cid))
-    found.append((Kind.RECORD, keys.record, version.cid))
-    return tuple(
-        StoredObject(key, kind, cid, version.file_size) for kind, key, cid in found
-    )
+    return found
 
 
 def uncounted(_: int) -> None:
@@ -110,8 +123,8 @@ def verify_object(
 
     Reads all of it, an artifact and a listing in pieces of 8 MiB, of which two or three
     are in memory. No other object is needed: an artifact is hashed whole, so a sidecar
-    that is wrong does not hide whether it is right. Of a record is known that it could
-    be the version's, not that it says the truth.
+    that is wrong does not hide whether it is right. Of a record, and of a withdrawal,
+    is known that it could be the version's, not that it says the truth.
 
     Args:
         store: Where it lies.
@@ -150,8 +163,10 @@ def read_object(
         pace(len(content))
         if stored.kind is Kind.SIDECAR:
             leaf_table(stored.cid, stored.file_size, content)
+        elif stored.kind is Kind.WITHDRAWAL:
+            _check_named(decode_decision(content, stored.key).cid, stored)
         else:
-            _check_record(content, stored)
+            _check_named(decode_record(content, stored.key).version.cid, stored)
         yield content
 
 
@@ -272,8 +287,10 @@ def _pieces(
 
 
 def _read_whole(store: ReadableStore, stored: StoredObject) -> bytes:
-    """Return all of a sidecar or record."""
+    """Return all of a sidecar, withdrawal or record."""
     limit = MAX_RECORD_SIZE
+    if stored.kind is Kind.WITHDRAWAL:
+        limit = MAX_WITHDRAWAL_SIZE
     if stored.kind is Kind.SIDECAR:
         limit = max_sidecar_size(stored.file_size)
     try:
@@ -282,13 +299,13 @@ def _read_whole(store: ReadableStore, stored: StoredObject) -> bytes:
         raise _too_long(stored, limit, _size_of(store, stored)) from None
 
 
-def _check_record(content: bytes, stored: StoredObject) -> None:
-    version = decode_record(content, stored.key).version
-    if version.cid != stored.cid:
+def _check_named(named: CID, stored: StoredObject) -> None:
+    """Raise unless a record or withdrawal names the content of its version."""
+    if named != stored.cid:
         raise DigestMismatchError(
-            f"The record {stored.key} is of {version.cid}, not of {stored.cid}.",
+            f"The {stored.kind.value} {stored.key} is of {named}, not of {stored.cid}.",
             expected=str(stored.cid),
-            actual=str(version.cid),
+            actual=str(named),
         )
 
 

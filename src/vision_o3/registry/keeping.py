@@ -34,6 +34,12 @@ class Kept(Generic[T]):
             self._values.move_to_end(cid)
             return found[0]
 
+    def drop(self, cid: CID) -> None:
+        """Forget a value, if there is one."""
+        with self._lock:
+            _, weight = self._values.pop(cid, (None, 0))
+            self._weight -= weight
+
     def keep(self, cid: CID, value: T, weight: int) -> None:
         """Keep a value; those used least recently go where there is no room."""
         with self._lock:

@@ -13,13 +13,17 @@ from vision_o3.db.models import DATASETS, MODELS
 from vision_o3.errors import VisionO3Error
 from vision_o3.registry.claims import Claim, Claims, Timing
 from vision_o3.registry.rebuilding import require_index
+from vision_o3.registry.signing_in import remove_outdated
 from vision_o3.registry.store_listing import record_key
+from vision_o3.registry.watching import UNWATCHED
 from vision_o3.storage.keys import parse_key
 
 if TYPE_CHECKING:
     from vision_o3.db.engine import Database
     from vision_o3.registry.partial_uploads import PartialUploads
+    from vision_o3.registry.purging import Forgetter
     from vision_o3.registry.spool import Spool
+    from vision_o3.registry.watching import Watcher
     from vision_o3.storage.base import ObjectStore
 
 _BATCH = 100
@@ -46,6 +50,9 @@ class Sweeper:
     """Removes expired claims with their objects, dead spool files, stray objects.
 
     Any number of sweepers may run at once, beside any number of writers.
+
+    Args:
+        forgetter: Drops what a gateway keeps of contents that were purged.
     """
 
     def __init__(
@@ -55,13 +62,17 @@ class Sweeper:
         spool: Spool | None,
         timing: Timing,
         partial_uploads: PartialUploads | None = None,
+        watcher: Watcher = UNWATCHED,
+        *,
+        forgetter: Forgetter | None = None,
     ) -> None:
         self._database = database
         self._store = store
         self._spool = spool
         self._partial_uploads = partial_uploads
+        self._forgetter = forgetter
         self._timing = timing
-        self._claims = Claims(database, store, timing)
+        self._claims = Claims(database, store, timing, watcher)
 
     def sweep(self) -> Swept:
         """Remove what expired claims and dead uploads left. Cheap; run it often.
@@ -91,6 +102,10 @@ class Sweeper:
                         version=claim.number,
                         reason=error.code,
                     )
+        with self._database.write() as session:
+            remove_outdated(session)
+        if self._forgetter is not None:
+            self._forgetter.forget_purged()
         files = self._spool.remove_leftovers() if self._spool else 0
         partial = self._partial_uploads
         return Swept(
@@ -127,6 +142,8 @@ class Sweeper:
                     continue
                 record = record_key(parsed.collection, parsed.name, parsed.version)
                 known = queries.object_is_named(session, record)
+            if known and parsed.withdrawal:
+                continue  # no row names it, and it is kept as long as its version
             if not known and self._store.find(record):
                 continue  # a version, it seems: rebuild-index may bring it back
             collection = MODELS if parsed.collection == "models" else DATASETS

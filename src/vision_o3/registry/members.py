@@ -7,6 +7,7 @@ the next request. Of the archive only what holds the file is read, each leaf ver
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -80,6 +81,13 @@ class Members:
             self._manifests.keep(cid, content, len(content))
         return content
 
+    def forget(self, manifest_cid: CID | None, index_cid: CID | None) -> None:
+        """Drop what is kept in memory of an archive's listings."""
+        if manifest_cid is not None:
+            self._manifests.drop(manifest_cid)
+        if index_cid is not None:
+            self._indexes.drop(index_cid)
+
     def find(self, version: Version, path: str) -> Member:
         """Return the file that an archive has under a path.
 
@@ -114,10 +122,11 @@ class Members:
             ObjectNotFoundError, StorageError: The store failed.
         """
         pieces = self.read(member, start, end)
+        context = contextvars.copy_context()
         while True:
             # Each step is short, also where much is skipped, so that a caller who
             # leaves is noticed.
-            step = self._threads.submit(next, pieces, None)
+            step = self._threads.submit(context.run, _next_of, pieces)
             try:
                 piece = await asyncio.wrap_future(step)
             finally:
@@ -184,6 +193,10 @@ class Members:
             MAX_MANIFEST_SIZE,
             lambda content: check_bytes(content, cid, key),
         )
+
+
+def _next_of(pieces: Generator[bytes | memoryview]) -> bytes | memoryview | None:
+    return next(pieces, None)
 
 
 def _checked(pieces: Iterator[bytes], entry: FileEntry) -> Iterator[bytes]:

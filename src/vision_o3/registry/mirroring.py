@@ -2,7 +2,9 @@
 
 What a version consists of is copied first and its record last. So at any moment the
 target's records name only what is there and right, and a mirror that was broken off
-anywhere is continued by mirroring again. The records of a line are copied in order.
+anywhere is continued by mirroring again. The records of a line are copied in order,
+and what was decided on a version's use before its record: a version that is blocked at
+the source never stands at the target as if it were not.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
+from vision_o3.db.models import PURGED
 from vision_o3.errors import (
     AlreadyExistsError,
     IntegrityError,
@@ -24,11 +27,13 @@ from vision_o3.errors import (
     ObjectNotFoundError,
     StorageError,
     StorageFullError,
+    VersionPurgedError,
     VisionO3Error,
 )
 from vision_o3.registry.inventory import (
     Kind,
     StoredObject,
+    content_of,
     fetch_object,
     objects_of,
     verify_object,
@@ -36,7 +41,8 @@ from vision_o3.registry.inventory import (
 from vision_o3.registry.pacing import Pace, PatientStore, in_order
 from vision_o3.registry.records import MAX_RECORD_SIZE, decode_record
 from vision_o3.registry.store_listing import StoreListing, record_key
-from vision_o3.storage.keys import parse_key
+from vision_o3.registry.withdrawal_records import MAX_WITHDRAWAL_SIZE, decode_decision
+from vision_o3.storage.keys import parse_key, withdrawal_key, withdrawal_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -98,7 +104,7 @@ class Mirrored:
 class _Job:
     """A version to copy."""
 
-    __slots__ = ("done", "key", "line", "number", "previous", "within")
+    __slots__ = ("decisions", "done", "key", "line", "number", "previous", "within")
 
     def __init__(
         self,
@@ -107,6 +113,7 @@ class _Job:
         previous: _Job | None,
         *,
         within: bool,
+        decisions: int = 0,
     ) -> None:
         self.line = line
         self.number = number
@@ -115,6 +122,8 @@ class _Job:
         """The version before in its line."""
         self.within = within
         """Whether the line has a later one, so that this one must be there."""
+        self.decisions = decisions
+        """How often was decided on its use."""
         self.done = threading.Event()
 
 
@@ -150,6 +159,8 @@ class _Record(NamedTuple):
     content: bytes
     held: bool
     """Whether the target has it already."""
+    purged_at: str | None = None
+    """Which of the two stores alone has the version purged."""
 
 
 class Mirror:
@@ -247,7 +258,10 @@ class Mirror:
         outcome = _Outcome()
         try:
             record = self._read_record(job)
-            for stored in objects_of(record.version)[:-1]:
+            self._bring_decisions(job, record, outcome)
+            for stored in objects_of(record.version):
+                if stored.kind in {Kind.RECORD, Kind.WITHDRAWAL}:
+                    continue
                 try:
                     self._bring(stored, record, outcome)
                 except (_ProblemError, StorageError, ObjectNotFoundError) as error:
@@ -290,9 +304,13 @@ class Mirror:
             held = self._get_record(self._target, job.key)
         except ObjectNotFoundError:
             return _Record(job.key, version, content, held=False)
-        if held != content:
+        if held == content:
+            return _Record(job.key, version, content, held=True)
+        other = decode_record(held, job.key).version
+        if other.id != version.id or other.is_purged == version.is_purged:
             raise _ProblemError(_conflict(job.key))
-        return _Record(job.key, version, content, held=True)
+        purged_at = "target" if other.is_purged else "source"
+        return _Record(job.key, version, content, held=True, purged_at=purged_at)
 
     def _get_record(self, store: PatientStore, key: str) -> bytes:
         """Return a record's bytes; twice read, if they are none at first.
@@ -336,6 +354,68 @@ class Mirror:
         outcome.copied += 1
         outcome.size += len(record.content)
 
+    def _bring_decisions(self, job: _Job, record: _Record, outcome: _Outcome) -> None:
+        """Copy what was decided on a version's use; the last of it must be there.
+
+        Raises:
+            _ProblemError: It cannot be copied; or the version was purged at one store
+                alone, of which the other has something left: nothing else is copied.
+            StorageError: A store failed.
+        """
+        if record.purged_at == "target":
+            raise _ProblemError(_half_purged(job.key, record.purged_at))
+        # Those that are there, not all numbers up to the highest: that is the store's
+        # to say, and may be any.
+        numbers = self._decisions_on(record.version) if job.decisions else []
+        for number in sorted({*numbers, job.decisions} - {0}):
+            if number > job.decisions:
+                break
+            key = withdrawal_key(*job.line, job.number, number)
+            try:
+                content = self._get_decision(self._source, key, record.version)
+            except ObjectNotFoundError as error:
+                if number == job.decisions:
+                    raise _ProblemError(Problem(key, error.code, str(error))) from error
+                continue
+            try:
+                self._target.put(key, content)
+            except AlreadyExistsError:
+                if self._get_decision(self._target, key, record.version) != content:
+                    raise _ProblemError(_decided_otherwise(key)) from None
+                outcome.present += 1
+            else:
+                outcome.copied += 1
+                outcome.size += len(content)
+        version = record.version
+        if record.purged_at is not None or (
+            version.is_purged
+            and any(self._target.find(key) for _, key, _ in content_of(version))
+        ):
+            raise _ProblemError(_half_purged(job.key, "source"))
+
+    def _get_decision(self, store: PatientStore, key: str, version: Version) -> bytes:
+        """Return the bytes of a decision on a version; twice read, if they are none.
+
+        Raises:
+            ObjectNotFoundError, StorageError: As the store says.
+            _ProblemError: It is none.
+        """
+        error: VisionO3Error | None = None
+        for _ in range(2):
+            try:
+                content = store.get(key, max_size=MAX_WITHDRAWAL_SIZE)
+                if decode_decision(content, key).version_id == version.id:
+                    return content
+                error = MalformedBlockError(f"{key} is of another version.")
+            except (IntegrityError, LimitExceededError) as failure:
+                error = failure
+        detail = (
+            f"At the source: {error} 'admin scrub --repair' there can mend it."
+            if store is self._source
+            else f"At the target: {error} Remove it there and mirror again."
+        )
+        raise _ProblemError(Problem(key, MalformedBlockError.code, detail)) from error
+
     # ------------------------------------------------------------------- one object
 
     def _bring(self, stored: StoredObject, record: _Record, outcome: _Outcome) -> None:
@@ -344,7 +424,7 @@ class Mirror:
             size = None
             found = self._target.find(stored.key)
             if found is None:
-                size = self._transfer(stored)
+                size = self._transfer(stored, record)
             elif self._verify or not self._is_trusted(stored, record):
                 self._check_target(stored)
             elif found.size != (expected := self._expected_size(stored, found.size)):
@@ -380,8 +460,13 @@ class Mirror:
         found = self._source.find(stored.key)
         return there if found is None else found.size
 
-    def _transfer(self, stored: StoredObject) -> int:
-        """Copy an object that the target lacks; return its bytes."""
+    def _transfer(self, stored: StoredObject, record: _Record) -> int:
+        """Copy an object that the target lacks; return its bytes.
+
+        Raises:
+            _Withdrawn: The version was purged meanwhile; the target does not have it.
+            _ProblemError, StorageError: It cannot be copied.
+        """
         with self._spool.scratch(stored.file_size) as path:
             try:
                 try:
@@ -401,8 +486,33 @@ class Mirror:
                 self._target.put_file(stored.key, path)
             except AlreadyExistsError:  # ours, its answer lost, or another mirror's
                 self._check_target(stored)
+            # Whoever purges deletes at the source first, and then at the target: what
+            # the source still has now will be found there. What it has not may have
+            # come too late to be.
+            if self._source.find(stored.key) is None and self._is_purged(record):
+                self._target.delete(stored.key)
+                raise _Withdrawn
             _log.debug("mirror.copied", key=stored.key, size=size)
             return size
+
+    def _is_purged(self, record: _Record) -> bool:
+        """Say whether the source has decided by now that a version is purged."""
+        version = record.version
+        numbers = self._decisions_on(version)
+        if not numbers:
+            return False
+        place = version.collection, version.name, version.version
+        key = withdrawal_key(*place, max(numbers))
+        content = self._get_decision(self._source, key, version)
+        return decode_decision(content, key).state == PURGED
+
+    def _decisions_on(self, version: Version) -> list[int]:
+        """Return the numbers of the decisions on a version that the source has."""
+        place = version.collection, version.name, version.version
+        store, prefix = self._source.store, withdrawal_prefix(*place)
+        found = self._source.patiently(lambda: list(store.list(prefix)))
+        parsed = (parse_key(each.key) for each in found)
+        return [each.withdrawal for each in parsed if each is not None]
 
     def _check_target(self, stored: StoredObject) -> None:
         error: VisionO3Error | None = None
@@ -483,7 +593,13 @@ def _jobs(listing: StoreListing) -> Iterator[_Job]:
             previous = _Job(line, number, previous, within=True)
             yield previous
         within = later is not None and (later.collection, later.name) == line
-        previous = _Job(line, record.version, previous, within=within)
+        previous = _Job(
+            line,
+            record.version,
+            previous,
+            within=within,
+            decisions=record.withdrawal,
+        )
         yield previous
 
 
@@ -516,6 +632,26 @@ def _conflict(key: str) -> Problem:
         "The target has another version under this number: it is the mirror of another "
         "registry, or has what is left of an upload that was withdrawn. If it is not "
         f"wanted, remove the objects {stem}* at the target and mirror again.",
+    )
+
+
+def _half_purged(key: str, purged_at: str) -> Problem:
+    other = "source" if purged_at == "target" else "target"
+    return Problem(
+        key,
+        VersionPurgedError.code,
+        f"This version was purged at the {purged_at}, and the {other} still has it. "
+        "Mirroring deletes nothing: name that store as VISION_O3_SECOND_STORE and run "
+        "'vision-o3 admin purge' again.",
+    )
+
+
+def _decided_otherwise(key: str) -> Problem:
+    return Problem(
+        key,
+        AlreadyExistsError.code,
+        "The target has another decision under this number: was one made there, by "
+        "another gateway? If it is not wanted: Remove it there and mirror again.",
     )
 
 

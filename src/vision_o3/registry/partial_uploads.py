@@ -36,6 +36,7 @@ from vision_o3.errors import (
     InvalidRangeError,
     LimitExceededError,
     NotFoundError,
+    QuotaExceededError,
     StorageError,
     UnsafeContentError,
     UploadInProgressError,
@@ -63,6 +64,8 @@ _GONE = ".gone"
 _NEW = ".new"
 _BATCH = 4 * WORKERS
 """Leaves that one scan gives to the workers at a time; other uploads need them too."""
+_SHARE = 0.75
+"""Of the disk's room that the uploads which one owner has begun may claim."""
 _KEPT_LEAVES = 250_000
 """Leaves whose digests are kept in memory: 8 MB, for 256 GB of uploads."""
 
@@ -155,10 +158,12 @@ class PartialUploads:
     Args:
         spool: Gives directory, limits and worker threads.
         expires_s: Seconds after which an upload that nothing came for is removed.
+        most: Uploads that one owner may have begun; 0 for any number.
     """
 
-    def __init__(self, spool: Spool, *, expires_s: float) -> None:
+    def __init__(self, spool: Spool, *, expires_s: float, most: int = 0) -> None:
         self._spool = spool
+        self._most = most
         self._directory = spool.directory / _FOLDER
         self._expires_s = expires_s
         self._tables: Kept[LeafTable] = Kept(_KEPT_LEAVES)
@@ -175,6 +180,7 @@ class PartialUploads:
             InputError: The file is one leaf.
             CIDMismatchError: The sidecar is not the one of the CID.
             LimitExceededError: The file is too large.
+            QuotaExceededError: The owner has begun too many.
             StorageFullError, StorageError: The disk cannot take it.
         """
         if cid.is_raw:
@@ -199,13 +205,14 @@ class PartialUploads:
         while True:
             with suppress(NotFoundError), self._opened(owner, cid) as opened:
                 there = 512 * os.fstat(opened.descriptor).st_blocks
-                self._spool.check_free(self._awaited(opened.path, size - there))
+                self._check_room(owner, opened.path, size - there)
                 os.utime(opened.descriptor)
                 if _is_at(opened.path, opened.descriptor):
                     missing = self._look(opened, 0, size)
                     return self._state(opened, missing, size, created=created)
             path = self._path(owner, cid)
-            self._spool.check_free(self._awaited(path, size))
+            self._check_number(owner)
+            self._check_room(owner, path, size)
             try:
                 self._make(path, sidecar, size)
                 created = True
@@ -217,6 +224,23 @@ class PartialUploads:
                     os.close(self._open(owner, cid).descriptor)
                 except NotFoundError:
                     _discard(path)
+
+    def _check_number(self, owner: str) -> None:
+        """Raise if an owner has begun as many uploads as they may."""
+        if not self._most or not self._directory.is_dir():
+            return
+        mark = f"{_mark_of(owner)}-"
+        begun = sum(
+            path.name.startswith(mark) and not path.name.endswith((_GONE, _NEW))
+            for path in self._directory.iterdir()
+        )
+        if begun >= self._most:
+            raise QuotaExceededError(
+                f"You have begun {begun} uploads and not published them, and may have "
+                f"{self._most}. Publish or remove one (DELETE /uploads/CID), or wait "
+                "until they expire.",
+                limit=self._most,
+            )
 
     def find(
         self, owner: str, cid: CID, start: int = 0, end: int | None = None
@@ -361,6 +385,7 @@ class PartialUploads:
 
     def _path(self, owner: str, cid: CID) -> Path:
         name = hashlib.sha256(f"{owner}\0{cid}".encode()).hexdigest()[:40]
+        name = f"{_mark_of(owner)}-{name}"
         return self._directory / name
 
     def _make(self, path: Path, sidecar: bytes, size: int) -> None:
@@ -423,16 +448,31 @@ class PartialUploads:
             raise
         return opened
 
-    def _awaited(self, path: Path, size: int) -> int:
-        """Return the bytes that the disk must take: of this upload and all begun."""
-        awaited = max(0, size)
+    def _check_room(self, owner: str, path: Path, size: int) -> None:
+        """Raise unless the disk can take what is to come: of this upload and all begun.
+
+        What an owner has begun may claim ``_SHARE`` of the room, so that nobody keeps
+        others out by uploads of which nothing comes.
+
+        Args:
+            owner: Whose upload it is.
+            path: Where it is, or will be.
+            size: Bytes that are to come of it.
+
+        Raises:
+            StorageFullError: It cannot.
+        """
+        of_owner = of_all = max(0, size)
+        mark = f"{_mark_of(owner)}-"
         with suppress(FileNotFoundError, NotADirectoryError):
             for other in self._directory.iterdir():
                 if other != path:
                     with suppress(OSError):  # it is removed just now
                         state = os.lstat(other / _DATA)
-                        awaited += max(0, state.st_size - 512 * state.st_blocks)
-        return awaited
+                        awaited = max(0, state.st_size - 512 * state.st_blocks)
+                        of_all += awaited
+                        of_owner += awaited * other.name.startswith(mark)
+        self._spool.check_free(max(of_all, math.ceil(of_owner / _SHARE)))
 
     def _read_table(self, folder: int, cid: CID) -> LeafTable:
         descriptor = os.open(_SIDECAR, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
@@ -555,6 +595,11 @@ def _leaves_with_data(
         first, after = start // chunk_size, -(-hole // chunk_size)
         yield from range(first, after)
         start = after * chunk_size
+
+
+def _mark_of(owner: str) -> str:
+    """Return what the names of an owner's uploads begin with."""
+    return hashlib.sha256(owner.encode()).hexdigest()[:16]
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

@@ -11,12 +11,15 @@ from __future__ import annotations
 import random
 import secrets
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from vision_o3.db import queries
+from vision_o3.db import models as tables
+from vision_o3.db import queries, withdrawals
+from vision_o3.db.accounts import lock_user
 from vision_o3.db.changes import notify_change
 from vision_o3.errors import (
     AlreadyExistsError,
@@ -24,17 +27,24 @@ from vision_o3.errors import (
     ConfigurationError,
     FormatError,
     IntegrityError,
+    PermissionDeniedError,
+    QuotaExceededError,
     UploadInProgressError,
     VisionO3Error,
 )
 from vision_o3.formats.inspection import format_of_filename
+from vision_o3.registry.audit import record_event
 from vision_o3.registry.claims import Claim, Claims, Lease, Timing
 from vision_o3.registry.records import encode_record
 from vision_o3.registry.relaying import leaf_table
 from vision_o3.registry.values import Published, Submission, Version, to_version
+from vision_o3.registry.watching import UNWATCHED, Step
+from vision_o3.registry.withdrawn import refused_content
 from vision_o3.storage.keys import VersionKeys, version_keys
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from datetime import datetime
     from pathlib import Path
 
@@ -46,6 +56,7 @@ if TYPE_CHECKING:
     from vision_o3.db.models import Collection, LineRow
     from vision_o3.registry.inspecting import Inspected, Inspector
     from vision_o3.registry.spool import Spooled
+    from vision_o3.registry.watching import Watcher
     from vision_o3.storage.base import ObjectStore
 
 _FIRST_PAUSE_S = 0.02
@@ -81,6 +92,7 @@ class Publisher:
 
     Args:
         accepted: The formats that the collection accepts, by extension.
+        watcher: Is told of each step.
     """
 
     def __init__(
@@ -92,6 +104,7 @@ class Publisher:
         *,
         accepted: tuple[str, ...],
         timing: Timing,
+        watcher: Watcher = UNWATCHED,
     ) -> None:
         self._collection = collection
         self._database = database
@@ -99,7 +112,8 @@ class Publisher:
         self._inspector = inspector
         self._accepted = accepted
         self._timing = timing
-        self._claims = Claims(database, store, timing)
+        self._watcher = watcher
+        self._claims = Claims(database, store, timing, watcher)
 
     def publish(self, submission: Submission, spooled: Spooled) -> Published:
         """Make the received file the line's next version, or answer the latest.
@@ -112,26 +126,65 @@ class Publisher:
             FormatError: The content is not of the declared, accepted format.
             UnsafeContentError: Loading or unpacking it could do harm.
             LimitExceededError: It exceeds a limit on what is looked into.
+            VersionBlockedError, VersionPurgedError: All versions of this content were
+                withdrawn, and the publisher is no admin.
             UploadInProgressError: Another upload holds the line for too long.
             StorageError: The store failed.
         """
         declared = self._declared_format(submission, spooled)
-        with self._inspector.inspect(spooled.path, declared) as inspected:
+        with self._database.read() as session:
+            _check_content(session, submission, spooled.dag.root)
+        with ExitStack() as inspection:
+            with self._step(Step.INSPECT, spooled.dag):
+                inspected = inspection.enter_context(
+                    self._inspector.inspect(spooled.path, declared)
+                )
             stored = self._find_stored(spooled.dag.root, spooled.dag.size)
             return self._publish(_Intake(submission, spooled, inspected, stored))
 
+    def check_may_publish(
+        self, submission: Submission, may_read: Callable[[str, str], bool]
+    ) -> None:
+        """Raise unless the publisher may publish to the line, as it is now.
+
+        ``publish`` looks again; this is to say so before bytes are sent.
+
+        Args:
+            submission: What is to be published.
+            may_read: Says of a collection's line whether the publisher may read it.
+
+        Raises:
+            PermissionDeniedError: It is another's.
+            VersionBlockedError, VersionPurgedError: The content that is declared was
+                withdrawn, in a line that the publisher may read. Who has named a CID
+                and sent nothing learns nothing of other lines.
+        """
+        with self._database.read() as session:
+            line = queries.find_line(session, self._collection, submission.name)
+            if submission.declared_cid is not None:
+                _check_content(session, submission, submission.declared_cid, may_read)
+        if line is not None:
+            _check_owner(line, submission)
+
     def _publish(self, intake: _Intake) -> Published:
-        draft = self._claim(intake)
+        dag = intake.spooled.dag
+        with self._step(Step.CLAIM, dag):
+            draft = self._claim(intake)
         if isinstance(draft, Version):
             return Published(draft, created=False)
         with self._claims.hold(draft.claim) as lease:
             try:
-                self._put_objects(draft, lease)
-                self._make_visible(draft, lease)
+                with self._step(Step.STORE, dag):
+                    self._put_objects(draft, lease)
+                with self._step(Step.PUBLISH, dag):
+                    self._make_visible(draft, lease)
             except BaseException:
                 self._abandon(draft.claim, lease)
                 raise
         return Published(draft.version, created=True)
+
+    def _step(self, step: Step, dag: Dag) -> AbstractContextManager[object]:
+        return self._watcher.step(step, cid=str(dag.root), size=dag.size)
 
     # ------------------------------------------------------------------ inspect
 
@@ -223,6 +276,7 @@ class Publisher:
                     submission.publisher,
                     now,
                 )
+                _check_owner(line, submission)
                 latest = queries.find_latest(session, self._collection, line.name)
                 if latest is not None and latest[1].cid == intake.spooled.dag.root:
                     return to_version(self._collection, *latest)
@@ -250,6 +304,7 @@ class Publisher:
     ) -> _Draft:
         """Write the ``storing`` row; see ``_try_claim``."""
         submission, inspected = intake.submission, intake.inspected
+        _check_quota(session, submission, intake.spooled.dag.size)
         token = secrets.token_hex(16)
         keys = version_keys(
             self._collection.name,
@@ -373,19 +428,20 @@ class Publisher:
         lease.check()
         with self._database.write() as session:
             now = self._timing.clock(session)
+            self._check_still_wanted(session, draft)
             published = queries.publish_claim(
                 session, self._collection, claim.version_id, claim.token, now
             )
             if published:
-                queries.insert_audit_event(
-                    session,
-                    at=now,
-                    principal=version.publisher,
-                    action="version.published",
-                    subject=f"{version.collection}/{version.name}/v{version.version}",
-                    detail={"cid": str(version.cid), "size": version.file_size},
-                )
                 notify_change(session, version.collection, version.name)
+                record_event(
+                    session,
+                    draft.intake.submission.actor,
+                    "version.published",
+                    f"{version.collection}/{version.name}/v{version.version}",
+                    {"cid": str(version.cid), "size": version.file_size},
+                    now=now,
+                )
         if not published:
             raise UploadInProgressError(
                 "Another upload took this line over before it was published. "
@@ -401,6 +457,27 @@ class Publisher:
             size=version.file_size,
         )
 
+    def _check_still_wanted(self, session: Session, draft: _Draft) -> None:
+        """Raise if the content was withdrawn while it was stored.
+
+        From here to the end of the transaction nobody withdraws it.
+
+        Raises:
+            VersionBlockedError, VersionPurgedError: All its versions were.
+            UploadInProgressError: It was purged, with the object that was to be shared.
+        """
+        version = draft.version
+        withdrawals.lock_content(session, version.cid)
+        _check_content(session, draft.intake.submission, version.cid)
+        if version.object_key != draft.keys.artifact and not withdrawals.served_object(
+            session, version.cid, version.object_key
+        ):
+            raise UploadInProgressError(
+                "This content was purged from the store just now. If it is wanted all "
+                "the same, send the file again.",
+                retry_after_s=1,
+            )
+
     def _abandon(self, claim: Claim, lease: Lease) -> None:
         """Leave nothing behind; what cannot be removed now, the sweeper removes."""
         try:
@@ -413,6 +490,59 @@ class Publisher:
                 version=claim.number,
                 reason=error.code,
             )
+
+
+def _check_content(
+    session: Session,
+    submission: Submission,
+    cid: CID,
+    may_read: Callable[[str, str], bool] = lambda *_: True,
+) -> None:
+    """Raise if a content was withdrawn and the publisher may not publish it again.
+
+    ``may_read`` is as for ``Publisher.check_may_publish``.
+    """
+    if submission.is_admin:
+        return
+    withdrawn = withdrawals.find_withdrawn_content(session, cid)
+    if withdrawn is not None:
+        line, row = withdrawn
+        of_models = isinstance(row, tables.ModelVersionRow)
+        collection = tables.MODELS if of_models else tables.DATASETS
+        if not may_read(collection.name, line.name):
+            return
+        raise refused_content(to_version(collection, line, row))
+
+
+def _check_owner(line: LineRow, submission: Submission) -> None:
+    """Raise unless the publisher may publish to the line, theirs or another's."""
+    if submission.owner_only and line.owner_id != submission.publisher:
+        raise PermissionDeniedError(
+            f"{line.name!r} is another's, and you may publish to new names and your "
+            "own. Choose another name, or ask the operator for the permission to "
+            "write to this one.",
+            name=line.name,
+        )
+
+
+def _check_quota(session: Session, submission: Submission, size: int) -> None:
+    """Raise if a version of this size is more than the publisher may have."""
+    if not (submission.max_versions or submission.max_bytes):
+        return
+    lock_user(session, submission.publisher)  # so that uploads at once are counted
+    versions, used = queries.usage_of(session, submission.publisher)
+    if submission.max_versions and versions + 1 > submission.max_versions:
+        raise QuotaExceededError(
+            f"You have published {versions} versions, and may have "
+            f"{submission.max_versions}. Ask the operator for more.",
+            limit=submission.max_versions,
+        )
+    if submission.max_bytes and used + size > submission.max_bytes:
+        raise QuotaExceededError(
+            f"You have published {used} bytes, and may have {submission.max_bytes}: "
+            f"these {size} are too many. Ask the operator for more.",
+            limit=submission.max_bytes,
+        )
 
 
 def _places(intake: _Intake, keys: VersionKeys) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 One listing says which objects there are. Then the records are read, many at a time,
 in the order of lines and versions, and what the index lacks is added in batches, each
-one short transaction. Nothing that the index has is ever changed, so that this may be
-broken off anywhere, run again, and run while gateways serve (ADR 12).
+one short transaction. Nothing that the index has is ever changed, but for decisions on
+a version's use that it lacks, so that this may be broken off anywhere, run again, and
+run while gateways serve (ADR 12, ADR 16).
 """
 
 from __future__ import annotations
@@ -11,29 +12,39 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from vision_o3.db import rebuild as queries
-from vision_o3.db.models import PUBLISHED
+from vision_o3.db.models import PUBLISHED, PURGED
 from vision_o3.errors import (
     ConfigurationError,
+    MalformedBlockError,
     TransientStorageError,
     VisionO3Error,
 )
+from vision_o3.registry.audit import OPERATOR, record_event
 from vision_o3.registry.filling import AGAIN, COLLECTIONS, Filling, Problem, Read
-from vision_o3.registry.records import MAX_RECORD_SIZE, decode_record
+from vision_o3.registry.records import MAX_RECORD_SIZE, decode_record, reduced
 from vision_o3.registry.store_listing import StoreListing, record_key
-from vision_o3.storage.keys import parse_key
+from vision_o3.registry.withdrawal_records import (
+    MAX_WITHDRAWAL_SIZE,
+    decode_decision,
+)
+from vision_o3.storage.keys import parse_key, withdrawal_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
+    from datetime import datetime
+
+    from sqlalchemy.orm import Session
 
     from vision_o3.db.engine import Database
     from vision_o3.registry.claims import Timing
     from vision_o3.registry.filling import Stopped
+    from vision_o3.registry.records import Record
     from vision_o3.registry.store_listing import RecordObject
     from vision_o3.storage.base import ObjectStore
 
@@ -57,6 +68,8 @@ class Rebuilt:
     present: int
     """Versions that it had."""
     unreadable: tuple[Problem, ...]
+    withdrawn: int = 0
+    """Versions that it had, and on whose use was decided since."""
 
 
 class Rebuilder:
@@ -96,7 +109,7 @@ class Rebuilder:
                 added stays; run it again.
             DatabaseUnavailableError, ConfigurationError: As for ``Database.write``.
         """
-        added = present = done = 0
+        added = present = withdrawn = done = 0
         problems: list[Problem] = []
         stopped: Stopped | None = None
         with ExitStack() as opened:
@@ -106,12 +119,13 @@ class Rebuilder:
             find = partial(readers.map, self._store.find)
             for batch in _batches(self._read_all(listing, readers), self._batch):
                 with self._database.write() as session:
-                    filling = Filling(
-                        session, batch, listing, self._timing.clock(session), stopped
-                    )
+                    now = self._timing.clock(session)
+                    filling = Filling(session, batch, listing, now, stopped)
                     filling.fill(find)
+                    _record(session, batch[0].at.collection, filling, now)
                 added += filling.added
                 present += filling.present
+                withdrawn += filling.withdrawn
                 problems += filling.problems
                 stopped = filling.stopped.get(batch[-1].at.name)
                 done += len(batch)
@@ -119,7 +133,7 @@ class Rebuilder:
                     progress(done, listing.records)
             known = {problem.key for problem in problems}
             problems += self._unrecorded(listing, known)
-        return Rebuilt(added, present, tuple(problems))
+        return Rebuilt(added, present, tuple(problems), withdrawn)
 
     def _read_all(
         self, listing: StoreListing, readers: ThreadPoolExecutor
@@ -148,13 +162,42 @@ class Rebuilder:
     def _read(self, at: RecordObject) -> Read:
         try:
             content = self._store.get(at.key, max_size=MAX_RECORD_SIZE)
-            return Read(at, decode_record(content, at.key))
+            return self._with_decision(at, decode_record(content, at.key))
         except TransientStorageError as error:
             return Read(
                 at, None, f"{error.message} {AGAIN.capitalize()}", may_pass=True
             )
         except VisionO3Error as error:
             return Read(at, None, error.message)
+
+    def _with_decision(self, at: RecordObject, record: Record) -> Read:
+        """Return a record with what was decided on its version last.
+
+        Raises:
+            VisionO3Error: That cannot be read. It may be that the version is blocked,
+                so it is not added without.
+        """
+        version = record.version
+        if version.withdrawal is not None:  # purged, which is final
+            decided = max(at.withdrawal, version.withdrawal.number)
+            return Read(at, record, decided=decided)
+        if not at.withdrawal:
+            return Read(at, record)
+        key = withdrawal_key(at.collection, at.name, at.version, at.withdrawal)
+        content = self._store.get(key, max_size=MAX_WITHDRAWAL_SIZE)
+        decision = decode_decision(content, key)
+        if (decision.version_id, decision.cid) != (version.id, version.cid):
+            raise MalformedBlockError(
+                f"The withdrawal {key} is of another version than the record beside "
+                "it. Take one of them out of the store.",
+                key=key,
+            )
+        withdrawal = decision.withdrawal
+        if withdrawal is not None and withdrawal.state == PURGED:
+            version = reduced(version, withdrawal)
+        else:
+            version = replace(version, withdrawal=withdrawal)
+        return Read(at, replace(record, version=version), decided=at.withdrawal)
 
     def _unrecorded(
         self, listing: StoreListing, reported: set[str]
@@ -188,6 +231,13 @@ class Rebuilder:
                 "If it is what an upload that failed has left, 'vision-o3 admin sweep' "
                 f"removes it. If the record was lost, restore it from a copy, {AGAIN}",
             )
+
+
+def _record(session: Session, collection: str, filling: Filling, now: datetime) -> None:
+    """Note in the audit trail what a transaction adds, if it adds anything."""
+    if filling.added or filling.withdrawn:
+        detail = {"added": filling.added, "withdrawn": filling.withdrawn}
+        record_event(session, OPERATOR, "index.rebuilt", collection, detail, now=now)
 
 
 def require_index(database: Database, store: ObjectStore) -> None:

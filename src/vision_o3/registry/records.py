@@ -10,7 +10,7 @@ what comes out of ``decode_record`` could have been published.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,7 +19,8 @@ from vision_o3.content.cid import CID
 from vision_o3.content.profile import UNIXFS_V1_2025
 from vision_o3.errors import MalformedBlockError, VisionO3Error
 from vision_o3.registry.json_fields import Fields, parse_object
-from vision_o3.registry.values import Submission, Version
+from vision_o3.registry.values import Submission, Version, Withdrawal
+from vision_o3.registry.withdrawal_records import describe_withdrawal, read_withdrawal
 from vision_o3.schemas.facts import DatasetFacts, ModelFacts
 from vision_o3.storage.keys import (
     EXTENSIONS,
@@ -62,7 +63,7 @@ def encode_record(
     version: Version, *, line_id: str, line_created_at: datetime
 ) -> bytes:
     """Return the canonical bytes of a version's record."""
-    document = {
+    document: dict[str, Any] = {
         "record_format": RECORD_FORMAT,
         "collection": version.collection,
         "line": {
@@ -90,6 +91,12 @@ def encode_record(
         "index_cid": version.index_cid and str(version.index_cid),
         "index_key": version.index_key,
     }
+    withdrawal = recorded(version).withdrawal
+    if withdrawal is not None:
+        document["withdrawal"] = {
+            **describe_withdrawal(withdrawal),
+            "number": withdrawal.number,
+        }
     return json.dumps(
         document,
         ensure_ascii=False,
@@ -97,6 +104,28 @@ def encode_record(
         separators=(",", ":"),
         allow_nan=False,
     ).encode()
+
+
+def recorded(version: Version) -> Version:
+    """Return a version as its record has it: withdrawn only if it was purged.
+
+    Its record is immutable until then. What else becomes of it is said by documents
+    beside it (``withdrawal_records.py``).
+    """
+    return version if version.is_purged else replace(version, withdrawal=None)
+
+
+def reduced(version: Version, withdrawal: Withdrawal) -> Version:
+    """Return what is left of a version that is purged: not what its publisher said."""
+    return replace(
+        version,
+        description="",
+        tags=(),
+        facts={},
+        framework=None if version.framework is None else "",
+        model_type=None if version.model_type is None else "",
+        withdrawal=withdrawal,
+    )
 
 
 def decode_record(content: bytes, key: str) -> Record:
@@ -142,6 +171,8 @@ def _read(content: bytes, key: str) -> Record:
             f"it describes {version.collection}/{version.name}/v{version.version}"
         )
     _check_as_submitted(version)
+    if recorded(version) != version:
+        raise ValueError("its withdrawal is not one that a record can have")
     _check_places(version, keys)
     _FACTS[version.collection].validate_python(version.facts)
     return Record(version, line.uuid("id"), line.time("created_at"))
@@ -166,6 +197,7 @@ def _version_of(document: Fields, line: Fields) -> Version:
     if collection not in _FACTS:
         raise ValueError("its collection is not one of ours")
     is_model = collection == "models"
+    withdrawal = document.inner_or_none("withdrawal")
     return Version(
         collection=collection,
         id=str(document.uuid("id")),
@@ -188,6 +220,7 @@ def _version_of(document: Fields, line: Fields) -> Version:
         manifest_key=document.text_or_none("manifest_key"),
         index_cid=document.cid_or_none("index_cid"),
         index_key=document.text_or_none("index_key"),
+        withdrawal=None if withdrawal is None else read_withdrawal(withdrawal),
     )
 
 

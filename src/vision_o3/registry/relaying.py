@@ -28,6 +28,7 @@ from vision_o3.errors import (
 from vision_o3.registry.hot_cache import BlockUnavailableError
 from vision_o3.registry.keeping import Kept
 from vision_o3.registry.local_files import LocalFile
+from vision_o3.registry.watching import UNWATCHED, Event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from vision_o3.content.cid import CID
     from vision_o3.registry.hot_cache import HotCache
     from vision_o3.registry.values import Version
+    from vision_o3.registry.watching import Watcher
     from vision_o3.storage.base import ObjectStore
 
 _AHEAD = 1
@@ -96,6 +98,7 @@ class Relay:
     Args:
         cache: Where artifacts that are asked for are kept, if anywhere.
         marks: Told of objects that were wrong twice.
+        watcher: Told of these too, and of what was wrong once.
     """
 
     def __init__(
@@ -104,8 +107,10 @@ class Relay:
         *,
         cache: HotCache | None = None,
         marks: Marks | None = None,
+        watcher: Watcher = UNWATCHED,
     ) -> None:
         self._store = store
+        self._watcher = watcher
         self._cache = cache
         self._marks = marks
         self._tables: Kept[LeafTable] = Kept(_CACHED_LEAVES)
@@ -121,6 +126,11 @@ class Relay:
         """End the threads, after what they have in work."""
         self._threads.shutdown()
         self._waiting.shutdown()
+
+    def forget(self, cid: CID) -> None:
+        """Drop what is kept in memory of a content."""
+        self._tables.drop(cid)
+        self._sidecars.drop(cid)
 
     # ------------------------------------------------------------------- sidecars
 
@@ -495,6 +505,7 @@ class Relay:
         error: IntegrityError,
         **more: object,
     ) -> None:
+        self._watcher.tell(Event.LEAF_WRONG)
         _log.warning(
             event,
             cid=str(version.cid),
@@ -505,6 +516,7 @@ class Relay:
         )
 
     def _mark(self, key: str, cid: CID, error: IntegrityError) -> None:
+        self._watcher.tell(Event.OBJECT_WRONG)
         _log.error(
             "object.wrong", key=key, cid=str(cid), code=error.code, reason=error.message
         )

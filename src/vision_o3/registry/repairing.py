@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vision_o3.errors import (
     AlreadyExistsError,
     IntegrityError,
+    LimitExceededError,
     NotFoundError,
     ObjectNotFoundError,
     StorageError,
@@ -25,6 +26,12 @@ from vision_o3.registry.inventory import (
     write_file,
 )
 from vision_o3.registry.records import MAX_RECORD_SIZE, decode_record, encode_record
+from vision_o3.registry.withdrawal_records import (
+    MAX_WITHDRAWAL_SIZE,
+    Decision,
+    decode_decision,
+    encode_decision,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +51,8 @@ class Repairer:
     """Replaces objects of published versions, whose keys nobody else writes.
 
     From the second store, if there is one; a sidecar also from its artifact, which it
-    follows from; a record from what the database says. Safe in any thread.
+    follows from; a record or withdrawal from what the database says. Safe in any
+    thread.
 
     Args:
         store: What is repaired.
@@ -96,6 +104,10 @@ class Repairer:
             self._check_replaceable(stored, record)
             write_file(path, [_encode(record)])
             return "the database"
+        if stored.kind is Kind.WITHDRAWAL:
+            self._check_absent(stored)
+            write_file(path, [_encode_withdrawal(record.version)])
+            return "the database"
         asked = []
         sources: dict[str, _Fetch] = {"the second store": self._from_second}
         if stored.kind is Kind.SIDECAR:
@@ -129,6 +141,22 @@ class Repairer:
             raise NotFoundError(f"{artifact.key} is one leaf and has no sidecar.")
         write_file(path, [sidecar])
 
+    def _check_absent(self, stored: StoredObject) -> None:
+        """Raise if there is a good withdrawal in the place of a wrong one.
+
+        One that says something else than the database was decided all the same.
+        """
+        try:
+            content = self._store.get(stored.key, max_size=MAX_WITHDRAWAL_SIZE)
+            decode_decision(content, stored.key)
+        except (IntegrityError, LimitExceededError, ObjectNotFoundError):
+            return
+        raise NotFoundError(
+            "In its place is a good one that says otherwise, so perhaps it is the "
+            "database that is wrong. Compare the two, and remove the object if it is "
+            "not right."
+        )
+
     def _check_replaceable(self, stored: StoredObject, record: Record) -> None:
         """Raise if the record in the store may be right, and the database wrong.
 
@@ -146,6 +174,23 @@ class Repairer:
                 "the database that is wrong. Compare the two, and remove the record if "
                 "it is not right."
             )
+
+
+def _encode_withdrawal(version: Version) -> bytes:
+    withdrawal = version.withdrawal
+    if withdrawal is None:
+        raise NotFoundError("The database does not say that it was withdrawn.")
+    decision = Decision(
+        version_id=version.id,
+        cid=version.cid,
+        number=withdrawal.number,
+        at=withdrawal.at,
+        by=withdrawal.by,
+        by_admin=withdrawal.by_admin,
+        state=withdrawal.state,
+        reason=withdrawal.reason,
+    )
+    return encode_decision(version, decision)
 
 
 def _encode(record: Record) -> bytes:

@@ -1,10 +1,9 @@
 """From a name, a number or a CID to a version, and what is kept of that in memory.
 
-A published version never changes, but which one is a line's latest does, and a version
-may be blocked. So what is kept has a time-to-live, and is dropped as soon as this
-process is told of a change to its line: by its own publisher, and by other gateways
-through the database (``db/changes.py``). What may change at any moment is kept only
-while others do tell (ADR 13).
+A published version never changes, but which one is a line's latest does, and any may be
+blocked. So what is kept has a time-to-live, and is dropped as soon as this process is
+told of a change to its line: by its own publisher, and by other gateways through the
+database (``db/changes.py``). It is kept only while others do tell (ADR 13, ADR 16).
 """
 
 from __future__ import annotations
@@ -15,10 +14,12 @@ from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from vision_o3.db import queries
+from vision_o3.db import queries, withdrawals
 from vision_o3.errors import NotFoundError
 from vision_o3.naming import parse_name, parse_version
 from vision_o3.registry.values import Version, to_version
+from vision_o3.registry.watching import UNWATCHED, Event
+from vision_o3.registry.withdrawn import withdrawn_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from vision_o3.content.cid import CID
     from vision_o3.db.engine import Database
     from vision_o3.db.models import Collection
+    from vision_o3.registry.watching import Watcher
 
 _CAPACITY = 32 << 20
 """Bytes, roughly, that all kept versions take."""
@@ -42,11 +44,6 @@ class Question(NamedTuple):
     name: str | None = None
     number: int | None = None
     cid: CID | None = None
-
-    @property
-    def pinned(self) -> bool:
-        """Whether publishing never changes the answer."""
-        return self.number is not None
 
     @property
     def group(self) -> tuple[str, str | None]:
@@ -87,6 +84,7 @@ class MetadataCache:
         clock: Tells monotonic seconds.
         commits: Tells a number that is another one after each commit by whomever, for
             databases that are asked rather than tell. Looked at before each answer.
+        watcher: Is told which questions were answered from memory.
     """
 
     def __init__(
@@ -96,8 +94,10 @@ class MetadataCache:
         capacity: int = _CAPACITY,
         clock: Callable[[], float] = time.monotonic,
         commits: Callable[[], int] | None = None,
+        watcher: Watcher = UNWATCHED,
     ) -> None:
         self._ttl_s = ttl_s
+        self._watcher = watcher
         self._capacity = capacity
         self._clock = clock
         self._commits = commits
@@ -121,7 +121,8 @@ class MetadataCache:
                 self._drop(question)
                 return None
             self._kept.move_to_end(question)
-            return kept.version
+        self._watcher.tell(Event.VERSION_KEPT)
+        return kept.version
 
     def resolve(self, question: Question, ask: Callable[[], Version]) -> Version:
         """Return the kept answer, or ask for it and keep it if that is safe.
@@ -132,6 +133,7 @@ class MetadataCache:
         found = self.find(question)
         if found is not None:
             return found
+        self._watcher.tell(Event.VERSION_ASKED)
         query = _Query(self._clock())
         with self._lock:
             self._under_way[question].add(query)
@@ -189,7 +191,7 @@ class MetadataCache:
         if kept is not None and kept.version.version < number:
             # Also if ours cannot be kept: having answered it, we do not go back.
             self._drop(question)
-        if query.outdated or number < query.seen or not (question.pinned or self._told):
+        if query.outdated or number < query.seen or not self._told:
             return
         self._drop(question)
         weight = _weigh(answer)
@@ -236,18 +238,19 @@ class Resolver:
         self._cache = cache
 
     def latest(self, name: str) -> Version:
-        """Return a line's current version.
+        """Return a line's latest version that is neither blocked nor purged.
 
         Raises:
             InvalidNameError: Not a name.
             NotFoundError: Nothing is published under it.
+            VersionBlockedError, VersionPurgedError: All its versions are withdrawn.
         """
         parse_name(name)
         question = Question(self._collection.name, name)
         return self._resolve(question, lambda: self._find_latest(name))
 
     def version(self, name: str, number: int) -> Version:
-        """Return one version of a line.
+        """Return one version of a line, withdrawn or not.
 
         Raises:
             InvalidNameError, InvalidVersionError: Not a name or number.
@@ -258,12 +261,20 @@ class Resolver:
         question = Question(self._collection.name, name, number)
         return self._resolve(question, lambda: self._find_version(name, number))
 
-    def by_cid(self, cid: CID) -> Version:
+    def by_cid(self, cid: CID, lines: frozenset[str] | None = None) -> Version:
         """Return the newest published version that has this content.
 
+        One that is withdrawn only if all are; of these, one that was not purged.
+
+        Args:
+            cid: The content's.
+            lines: Only of these lines.
+
         Raises:
-            NotFoundError: There is none in this collection.
+            NotFoundError: There is none in this collection, or among these lines.
         """
+        if lines is not None:
+            return self._find_by_cid(cid, lines)
         question = Question(self._collection.name, cid=cid)
         return self._resolve(question, lambda: self._find_by_cid(cid))
 
@@ -300,26 +311,29 @@ class Resolver:
     def _find_latest(self, name: str) -> Version:
         with self._database.read() as session:
             found = queries.find_latest(session, self._collection, name)
-            if found is None:
-                raise self.no_line(name)
-            return to_version(self._collection, *found)
+            if found is not None:
+                return to_version(self._collection, *found)
+            last = withdrawals.find_last(session, self._collection, name)
+        if last is None:
+            raise self.no_line(name)
+        raise withdrawn_error(to_version(self._collection, *last))
 
     def _find_version(self, name: str, number: int) -> Version:
         with self._database.read() as session:
             found = queries.find_version(session, self._collection, name, number)
             if found is not None:
                 return to_version(self._collection, *found)
-            latest = queries.find_latest(session, self._collection, name)
-        if latest is None:
+            line = queries.find_line(session, self._collection, name)
+        if line is None or not line.current_version:
             raise self.no_line(name)
         raise NotFoundError(
-            f"{name!r} has no version {number}. Its latest is {latest[1].version}.",
+            f"{name!r} has no version {number}. Its latest is {line.current_version}.",
             name=name,
         )
 
-    def _find_by_cid(self, cid: CID) -> Version:
+    def _find_by_cid(self, cid: CID, lines: frozenset[str] | None = None) -> Version:
         with self._database.read() as session:
-            found = queries.find_by_cid(session, self._collection, cid)
+            found = queries.find_by_cid(session, self._collection, cid, lines)
             if found is None:
                 raise NotFoundError(
                     f"No version in {self._collection.name} has the CID {cid}.",

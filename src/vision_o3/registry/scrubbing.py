@@ -32,9 +32,15 @@ from vision_o3.registry.inventory import (
     verify_object,
 )
 from vision_o3.registry.pacing import Pace, PatientStore, in_order
-from vision_o3.registry.records import MAX_RECORD_SIZE, Record, decode_record
+from vision_o3.registry.records import (
+    MAX_RECORD_SIZE,
+    Record,
+    decode_record,
+    recorded,
+)
 from vision_o3.registry.repairing import Repairer
 from vision_o3.registry.values import to_version
+from vision_o3.registry.withdrawal_records import MAX_WITHDRAWAL_SIZE, decode_decision
 from vision_o3.storage.keys import parse_key
 
 if TYPE_CHECKING:
@@ -113,7 +119,7 @@ class Scrubbed:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """An object to verify, and the record that its version must have."""
+    """An object to verify, and what the database says of its version."""
 
     stored: StoredObject
     record: Record
@@ -224,9 +230,9 @@ class Scrubber:
         """Verify every object that a published version names, once; say what is wrong.
 
         An object is wrong when it was read twice and was not what its CID names; a
-        record, when it does not say what the database says. A failure of the store is
-        tried again some times, and then reported as such: it says nothing of the
-        object. Stopping (Ctrl-C) ends the scrub with what was found so far.
+        record or withdrawal, when it does not say what the database says. A failure of
+        the store is tried again some times, and then reported as such: it says nothing
+        of the object. Stopping (Ctrl-C) ends the scrub with what was found so far.
 
         Args:
             marked: Look only at objects that are noted as suspect, and at the sidecars
@@ -301,7 +307,7 @@ class Scrubber:
         """
         with self._database.read() as session:
             for collection in (MODELS, DATASETS):
-                found = queries.versions_naming(session, collection, key, 1)
+                found = _naming(session, collection, key)
                 jobs = list(_jobs_of(collection, found, noted))
                 if not jobs:
                     continue
@@ -327,6 +333,8 @@ class Scrubber:
             if job.noted is not None:
                 self._suspects.clear(stored.key, times=job.noted)
             return None
+        if self._purged_since(job) is not None:
+            return None  # it is to be missing, or another record
         _log.error(
             f"scrub.{finding.fault.value}",
             key=stored.key,
@@ -361,12 +369,27 @@ class Scrubber:
         return _finding(stored, fault, error)
 
     def _verify(self, job: _Job) -> None:
-        if job.stored.kind is not Kind.RECORD:
+        if job.stored.kind is Kind.WITHDRAWAL:
+            self._verify_withdrawal(job)
+        elif job.stored.kind is not Kind.RECORD:
             verify_object(self._store, job.stored, self._pace)
-        elif (said := self._read_record(job.stored)) != job.record:
+        else:
+            expected = replace(job.record, version=recorded(job.record.version))
+            said = self._read_record(job.stored)
+            if said != expected:
+                raise IntegrityError(
+                    f"The record {job.stored.key} does not say what the database says: "
+                    f"they differ in {_difference(said, expected)}."
+                )
+
+    def _verify_withdrawal(self, job: _Job) -> None:
+        key, version = job.stored.key, job.record.version
+        content = self._store.get(key, max_size=MAX_WITHDRAWAL_SIZE)
+        self._pace(len(content))
+        said = decode_decision(content, key)
+        if (said.version_id, said.withdrawal) != (version.id, version.withdrawal):
             raise IntegrityError(
-                f"The record {job.stored.key} does not say what the database says: "
-                f"they differ in {_difference(said, job.record)}."
+                f"The withdrawal {key} does not say what the database says.",
             )
 
     def _read_record(self, stored: StoredObject) -> Record:
@@ -383,13 +406,56 @@ class Scrubber:
             source = repairer.repair(
                 job.stored, job.record, replace=finding.fault is Fault.WRONG
             )
-            self._verify(job)
+            # What was purged meanwhile is not brought back.
+            purged = self._purged_since(job)
+            if purged is not None:
+                source = self._take_back(job, purged, repairer)
+            else:
+                self._verify(job)
         except VisionO3Error as error:
             if isinstance(error, StorageFullError):
                 self._full.set()
             _log.error("scrub.repair_failed", key=job.stored.key, reason=error.code)
             return replace(finding, remedy=f"Not repaired. {error.message}")
         return replace(finding, repaired=True, remedy=f"Repaired from {source}.")
+
+    def _purged_since(self, job: _Job) -> Record | None:
+        """Return what is left of a version that was purged since its job was made."""
+        version = job.record.version
+        if version.is_purged:
+            return None
+        collection = MODELS if version.collection == MODELS.name else DATASETS
+        with self._database.read() as session:
+            found = queries.find_version(
+                session, collection, version.name, version.version
+            )
+        if found is None:
+            return None
+        line, row = found
+        left = Record(to_version(collection, line, row), line.id, line.created_at)
+        return left if left.version.is_purged else None
+
+    def _take_back(self, job: _Job, purged: Record, repairer: Repairer) -> str:
+        """Undo a repair of what was purged while it was repaired; say what it is now.
+
+        The purge may have looked for what is left just before the repair.
+        """
+        if job.stored.kind is Kind.RECORD:
+            return repairer.repair(job.stored, purged, replace=True)
+        if job.stored.kind is not Kind.WITHDRAWAL:
+            self._store.delete(job.stored.key)
+        return "the database, which says that it was purged"
+
+
+def _naming(session: Session, collection: Collection, key: str) -> list[queries.Found]:
+    """Return a version that names an object, if one does."""
+    parsed = parse_key(key)
+    if parsed is None or not parsed.withdrawal:
+        return queries.versions_naming(session, collection, key, 1)
+    if parsed.collection != collection.name:
+        return []
+    found = queries.find_version(session, collection, parsed.name, parsed.version)
+    return [] if found is None else [found]
 
 
 def _jobs_of(

@@ -23,9 +23,11 @@ from vision_o3.registry.values import (
     VersionDifference,
     to_version,
 )
+from vision_o3.registry.watching import UNWATCHED
+from vision_o3.registry.withdrawing import Wish, Withdrawer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
     from typing import ClassVar
 
     from vision_o3.content.cid import CID
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from vision_o3.registry.members import Member
     from vision_o3.registry.resolving import MetadataCache
     from vision_o3.registry.spool import Spooled
+    from vision_o3.registry.watching import Watcher
     from vision_o3.storage.base import ObjectStore
 
 
@@ -52,6 +55,7 @@ class ArtifactService:
     Args:
         relay: Reads what is stored; shared by all collections. Not closed here.
         cache: What was resolved, kept in memory; likewise.
+        watcher: Is told of the steps of publishing.
     """
 
     collection: ClassVar[tables.Collection]
@@ -66,10 +70,13 @@ class ArtifactService:
         timing: Timing,
         relay: Relay | None = None,
         cache: MetadataCache | None = None,
+        *,
+        watcher: Watcher = UNWATCHED,
     ) -> None:
         self._database = database
         self._store = store
         self._resolver = Resolver(self.collection, database, cache)
+        self._withdrawer = Withdrawer(database, store, timing)
         self._relay = relay or Relay(store)
         self._publisher = Publisher(
             self.collection,
@@ -78,6 +85,7 @@ class ArtifactService:
             inspector,
             accepted=self.accepted,
             timing=timing,
+            watcher=watcher,
         )
 
     def publish(self, submission: Submission, spooled: Spooled) -> Published:
@@ -90,6 +98,29 @@ class ArtifactService:
             return self._publisher.publish(submission, spooled)
         finally:
             self._resolver.changed(submission.name)
+
+    def check_may_publish(
+        self, submission: Submission, may_read: Callable[[str, str], bool]
+    ) -> None:
+        """Raise unless the publisher may publish to the line; see ``Publisher``."""
+        self._publisher.check_may_publish(submission, may_read)
+
+    def withdraw(self, name: str, number: int, wish: Wish) -> Version:
+        """Deprecate or block a version, or lift that; see ``Withdrawer.withdraw``.
+
+        Whoever has the answer, or an error, finds here what the version is now.
+        """
+        try:
+            return self._withdrawer.withdraw(self.collection, name, number, wish)
+        finally:
+            self._resolver.changed(name)
+
+    def forget(
+        self, cid: CID, manifest_cid: CID | None = None, index_cid: CID | None = None
+    ) -> None:
+        """Drop what is kept in memory of the bytes of a content."""
+        del manifest_cid, index_cid  # only archives have them
+        self._relay.forget(cid)
 
     def find_latest(self, name: str, cid: CID) -> Version | None:
         """Return a line's current version if it has this content; never a kept one."""
@@ -107,9 +138,9 @@ class ArtifactService:
         """Return one version of a line; see ``Resolver.version``."""
         return self._resolver.version(name, number)
 
-    def by_cid(self, cid: CID) -> Version:
+    def by_cid(self, cid: CID, lines: frozenset[str] | None = None) -> Version:
         """Return the newest version of a content; see ``Resolver.by_cid``."""
-        return self._resolver.by_cid(cid)
+        return self._resolver.by_cid(cid, lines)
 
     def kept(
         self,
@@ -193,10 +224,21 @@ class DatasetService(ArtifactService):
         timing: Timing,
         relay: Relay | None = None,
         cache: MetadataCache | None = None,
+        *,
+        watcher: Watcher = UNWATCHED,
     ) -> None:
-        super().__init__(database, store, inspector, timing, relay, cache)
+        super().__init__(
+            database, store, inspector, timing, relay, cache, watcher=watcher
+        )
         self._members = Members(self._relay)
         self._comparing = threading.BoundedSemaphore(_COMPARING)
+
+    def forget(
+        self, cid: CID, manifest_cid: CID | None = None, index_cid: CID | None = None
+    ) -> None:
+        """Drop what is kept in memory of a content, and of its listings."""
+        super().forget(cid)
+        self._members.forget(manifest_cid, index_cid)
 
     def manifest(self, version: Version) -> bytes:
         """Return a version's manifest; see ``Members.manifest``."""

@@ -1,6 +1,7 @@
 """Receive: bytes of an upload to a spool file, hashed on the way.
 
-The event loop copies nothing: it gathers what came until that is a leaf. Hashing and
+The event loop copies nothing but small pieces: it gathers what came until that is a
+leaf. Hashing and
 writing happen on worker threads, at most ``WINDOW`` leaves behind, so memory is flat
 whatever the size.
 A spool file is locked while its upload lives, so that what a killed gateway left
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 WINDOW = 4
 """Leaves of one upload that may wait to be hashed and written (4 MiB)."""
 WORKERS = 4
+SMALL = 4 << 10
+"""Bytes. Pieces below that are copied together: each held by itself takes more memory
+than it has bytes, and a caller may send them one byte at a time."""
 SUFFIX = ".upload"
 LEAF = UNIXFS_V1_2025.chunk_size
 """Bytes."""
@@ -59,6 +63,7 @@ class LeafWriter(ABC):
         self._pool = pool
         self._pending: deque[tuple[asyncio.Future[bytes], int]] = deque()
         self._leaf: list[memoryview] = []
+        self._small = bytearray()
         self._filled = 0
         self._received = 0
         self._offset = offset
@@ -88,7 +93,11 @@ class LeafWriter(ABC):
         view = memoryview(piece)
         while view:
             part = view[: LEAF - self._filled]
-            self._leaf.append(part)
+            if len(part) < SMALL:
+                self._small += part
+            else:
+                self._join_small()
+                self._leaf.append(part)
             self._filled += len(part)
             view = view[len(part) :]
             if self._filled == LEAF:
@@ -113,6 +122,7 @@ class LeafWriter(ABC):
 
     async def _submit(self) -> None:
         """Hand the gathered leaf to a worker."""
+        self._join_small()
         work = asyncio.get_running_loop().run_in_executor(
             self._pool, self._place, self._leaf, self._offset
         )
@@ -121,6 +131,11 @@ class LeafWriter(ABC):
         self._leaf, self._filled = [], 0
         if len(self._pending) > WINDOW:
             await self._collect()
+
+    def _join_small(self) -> None:
+        if self._small:
+            self._leaf.append(memoryview(self._small))
+            self._small = bytearray()
 
     async def _collect(self) -> None:
         """Wait for the oldest leaf in work."""

@@ -27,10 +27,14 @@ CREATE TABLE objects (
     collection TEXT NOT NULL,
     name TEXT NOT NULL,
     version INTEGER NOT NULL,
-    is_record INTEGER NOT NULL
+    is_record INTEGER NOT NULL,
+    withdrawal INTEGER NOT NULL
 ) WITHOUT ROWID
 """
-_INDEX = "CREATE INDEX places ON objects (collection, name, version, is_record, size)"
+_INDEX = (
+    "CREATE INDEX places "
+    "ON objects (collection, name, version, is_record, size, withdrawal)"
+)
 _ANY_EXTENSION = {name: min(known) for name, known in EXTENSIONS.items()}
 
 
@@ -47,6 +51,8 @@ class RecordObject(NamedTuple):
     version: int
     key: str
     size: int
+    withdrawal: int
+    """The number of the last decision on the version; 0: there is none."""
 
 
 class Unrecorded(NamedTuple):
@@ -77,7 +83,7 @@ class StoreListing:
                 self._table.execute("BEGIN")
                 # A store may list a key twice that is written meanwhile.
                 self._table.executemany(
-                    "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?)",
+                    "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?, ?)",
                     _rows(store.list()),
                 )
                 self._table.execute(_INDEX)
@@ -101,7 +107,11 @@ class StoreListing:
         """Yield all records: models, then datasets; by line; by number."""
         with _our_errors():
             for row in self._table.execute(
-                "SELECT collection, name, version, key, size FROM objects "
+                "SELECT collection, name, version, key, size, "
+                "(SELECT max(withdrawal) FROM objects AS each "
+                "WHERE each.collection = objects.collection "
+                "AND each.name = objects.name AND each.version = objects.version) "
+                "FROM objects "
                 "WHERE is_record ORDER BY collection DESC, name, version"
             ):
                 yield RecordObject(*row)
@@ -138,7 +148,8 @@ def _rows(found: Iterator[ObjectMeta]) -> Iterator[tuple[str | int, ...]]:
         if parsed is None:
             continue
         place = parsed.collection, parsed.name, parsed.version
-        yield each.key, each.size, *place, each.key == record_key(*place)
+        is_record = each.key == record_key(*place)
+        yield each.key, each.size, *place, is_record, parsed.withdrawal
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from vision_o3.db import models as tables
 from vision_o3.errors import InputError, LimitExceededError
 from vision_o3.naming import parse_name
+from vision_o3.registry.audit import Actor
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -20,12 +21,31 @@ if TYPE_CHECKING:
 MAX_DESCRIPTION = 10_000
 """Characters."""
 MAX_TAGS = 64
+MAX_REASON = 500
+"""Characters in the reason of a withdrawal."""
 MAX_LABEL = 64
 """Characters in a tag, framework or model type."""
 
 T = TypeVar("T")
 
+_NOT_OF_A_LINE = {"Cc", "Cs", "Zl", "Zp"}
+"""Categories of Unicode: controls, surrogates, separators of lines."""
 _LABEL = re.compile(r"[\w][\w .+:/-]*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """Why a version is not to be used any more."""
+
+    state: str
+    """``"deprecated"``, ``"blocked"`` or ``"purged"``."""
+    reason: str
+    at: datetime
+    by: str
+    by_admin: bool = False
+    """Whether the line's owner may not lift it."""
+    number: int = 1
+    """Which of the version's documents in the store says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +78,25 @@ class Version:
     manifest_key: str | None = None
     index_cid: CID | None = None
     index_key: str | None = None
+    withdrawal: Withdrawal | None = None
+
+    @property
+    def is_deprecated(self) -> bool:
+        """Whether it is served as before, with a warning."""
+        return self._is(tables.DEPRECATED)
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether its bytes are served only to those who ask for them all the same."""
+        return self._is(tables.BLOCKED)
+
+    @property
+    def is_purged(self) -> bool:
+        """Whether its bytes are gone for good."""
+        return self._is(tables.PURGED)
+
+    def _is(self, state: str) -> bool:
+        return self.withdrawal is not None and self.withdrawal.state == state
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +138,22 @@ class Submission:
     framework: str | None = None
     model_type: str | None = None
     declared_cid: CID | None = None
+    address: str | None = None
+    """Where the publisher's request came from."""
+    request_id: str | None = None
+    owner_only: bool = False
+    """Whether the line must be new, or the publisher's own."""
+    is_admin: bool = False
+    """Whether the publisher may publish what was blocked or purged."""
+    max_versions: int = 0
+    """Versions that the publisher may have published with this one; 0: no limit."""
+    max_bytes: int = 0
+    """Likewise, the bytes of all of them."""
+
+    @property
+    def actor(self) -> Actor:
+        """The publisher as the audit trail names them."""
+        return Actor(self.publisher, self.address, self.request_id)
 
     def __post_init__(self) -> None:
         parse_name(self.name)
@@ -162,6 +217,7 @@ def to_version(
         facts=dict(row.facts),
         object_key=row.object_key,
         sidecar_key=row.sidecar_key,
+        withdrawal=_withdrawal_of(row),
     )
     if isinstance(row, tables.ModelVersionRow):
         return replace(version, framework=row.framework, model_type=row.model_type)
@@ -172,3 +228,36 @@ def to_version(
         index_cid=row.index_cid,
         index_key=row.index_key,
     )
+
+
+def _withdrawal_of(row: tables.VersionRow) -> Withdrawal | None:
+    if row.withdrawal is None or row.withdrawn_at is None:
+        return None
+    return Withdrawal(
+        state=row.withdrawal,
+        reason=row.withdrawn_reason or "",
+        at=row.withdrawn_at,
+        by=row.withdrawn_by or "",
+        by_admin=row.withdrawn_by_admin,
+        number=row.withdrawal_number,
+    )
+
+
+def parse_reason(text: str) -> str:
+    """Return ``text`` if it may be the reason of a withdrawal.
+
+    Raises:
+        InputError: It is empty, too long, or not one line of text.
+    """
+    if not 1 <= len(text) <= MAX_REASON:
+        raise InputError(
+            f"The reason has {len(text)} characters. Say in 1 to {MAX_REASON} why "
+            "the version is not to be used, and what to use instead.",
+        )
+    if any(unicodedata.category(c) in _NOT_OF_A_LINE for c in text):
+        raise InputError(
+            "The reason has a line break or control character. Write it in one line.",
+        )
+    if text != text.strip():
+        raise InputError("The reason begins or ends with a space. Leave that out.")
+    return text

@@ -7,7 +7,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from vision_o3.schemas.facts import DatasetFacts
-from vision_o3.schemas.versions import ListQuery, StrictQuery, VersionRead
+from vision_o3.schemas.versions import (
+    ALLOW_BLOCKED,
+    VERSION_PATTERN,
+    ListQuery,
+    StrictQuery,
+    VersionRead,
+)
 
 _CID = "bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi"
 _MANIFEST_CID = "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
@@ -139,15 +145,25 @@ class ManifestQuery(StrictQuery):
 
     page: int | None = Field(default=None, ge=1, le=1_000_000, description="From 1.")
     page_size: int | None = Field(default=None, ge=1, le=1000)
+    allow_blocked: bool = Field(default=False, description=ALLOW_BLOCKED)
 
 
 class DiffQuery(StrictQuery):
     """Which versions to compare, and which page of the changed files."""
 
-    before: str = Field(alias="from", description="A version, from 1 up.")
-    after: str = Field(alias="to", description="Another.")
+    before: str = Field(
+        alias="from",
+        description="A version, from 1 up.",
+        json_schema_extra={"pattern": VERSION_PATTERN},
+    )
+    after: str = Field(
+        alias="to",
+        description="Another.",
+        json_schema_extra={"pattern": VERSION_PATTERN},
+    )
     page: int = Field(default=1, ge=1, le=1_000_000, description="From 1.")
     page_size: int = Field(default=200, ge=1, le=1000)
+    allow_blocked: bool = Field(default=False, description=ALLOW_BLOCKED)
 
 
 class ComparedVersion(BaseModel):

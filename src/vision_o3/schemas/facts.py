@@ -224,18 +224,25 @@ class ArchiveFacts(_Shape):
     annotations: Annotations | None = None
 
 
+_KINDS = ("pt", "onnx", "tflite", "h5", "json", "xml", "archive")
+
+
 class HeaderFacts(BaseModel):
     """Facts of a version published before files were read in depth."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(
+        extra="allow",
+        # So that no other facts are these, too.
+        json_schema_extra={
+            "not": {"required": ["kind"], "properties": {"kind": {"enum": [*_KINDS]}}}
+        },
+    )
 
 
 def _kind(value: Any) -> str:  # noqa: ANN401 - what validation is given
     kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", "")
     return kind if kind in _KINDS else "header"
 
-
-_KINDS = {"pt", "onnx", "tflite", "h5", "json", "xml", "archive"}
 
 ModelFacts = Annotated[
     Annotated[PtFacts, Tag("pt")]

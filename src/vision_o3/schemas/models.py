@@ -23,6 +23,11 @@ _EXAMPLE: dict[str, JsonValue] = {
     "tags": ["edge", "int8"],
     "owner_id": "ann",
     "created_at": "2026-11-24T14:00:00Z",
+    "withdrawal": {
+        "state": "deprecated",
+        "reason": "It misses people at night. Use v3.",
+        "at": "2026-11-25T09:30:00Z",
+    },
     "facts": {
         "kind": "onnx",
         "ir_version": 10,

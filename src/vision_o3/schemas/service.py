@@ -16,6 +16,30 @@ class Token(BaseModel):
     scope: str = Field(description="What the token may do, separated by spaces.")
 
 
+class Whoami(BaseModel):
+    """Whose token this is, and what it may do now."""
+
+    user: str
+    permissions: list[str] = Field(examples=[["model:read", "dataset:read:traffic"]])
+
+
+class PublicKey(BaseModel):
+    """A key that tokens can be checked with: a JWK of Ed25519 (RFC 8037)."""
+
+    kty: Literal["OKP"]
+    crv: Literal["Ed25519"]
+    x: str
+    kid: str = Field(description="Tokens name it in their heads.")
+    alg: Literal["EdDSA"]
+    use: Literal["sig"]
+
+
+class KeySet(BaseModel):
+    """All such keys (RFC 7517)."""
+
+    keys: list[PublicKey]
+
+
 class Health(BaseModel):
     """The process answers."""
 

@@ -8,6 +8,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_PAGE_SIZE = 200
+# What the OpenAPI document says of texts that the registry parses by itself, with codes
+# and sentences of its own.
+NAME_PATTERN = "^(?!cid$)[a-z0-9][a-z0-9._-]{0,127}$"
+VERSION_PATTERN = "^[1-9][0-9]{0,8}$"
+CID_PATTERN = "^baf(krei|ybei)[a-h][a-z2-7]{50}[aeimquy4]$"
+"""CIDv1 in base32: raw or dag-pb, sha2-256."""
+REASON_PATTERN = r"^(?!\s)[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*(?<!\s)$"
+"""One line of text, with no space at either end."""
 Sort = Literal["name", "-name", "created_at", "-created_at", "size", "-size"]
 
 
@@ -28,6 +36,45 @@ class VersionLinks(BaseModel):
     )
 
 
+ALLOW_BLOCKED = "Whether a version is wanted although it is blocked."
+
+
+class WithdrawalRead(BaseModel):
+    """Why a version is not to be used any more."""
+
+    state: Literal["deprecated", "blocked", "purged"] = Field(
+        description="`deprecated`: served as before. `blocked`: not the latest, and "
+        "its bytes only with `allow_blocked=true`. `purged`: its bytes are gone for "
+        "good."
+    )
+    reason: str
+    at: datetime
+
+
+class WithdrawalWrite(BaseModel):
+    """What is to become of a version."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={
+            "examples": [
+                {"state": "blocked", "reason": "It misses people at night. Use v4."}
+            ]
+        },
+    )
+
+    state: Literal["deprecated", "blocked"]
+    reason: str = Field(
+        description="One line: why, and what to use instead.",
+        json_schema_extra={
+            "minLength": 1,
+            "maxLength": 500,
+            "pattern": REASON_PATTERN,
+        },
+    )
+
+
 class VersionRead(BaseModel):
     """One published version, as answered by every route that names it."""
 
@@ -40,6 +87,11 @@ class VersionRead(BaseModel):
     tags: list[str]
     owner_id: str = Field(description="Who published the first version.")
     created_at: datetime
+    withdrawal: WithdrawalRead | None = Field(
+        default=None,
+        exclude_if=lambda withdrawal: withdrawal is None,
+        description="Absent for a version that may be used.",
+    )
     links: VersionLinks
 
 

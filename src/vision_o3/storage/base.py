@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -182,4 +182,24 @@ class ObjectStore(Protocol):
 
     def close(self) -> None:
         """Free connections. May be called any number of times."""
+        ...
+
+
+@runtime_checkable
+class KeepsHistory(Protocol):
+    """A store that may keep what was replaced or deleted, and can be rid of it."""
+
+    def erase_history(self, prefix: str) -> int:
+        """Delete for good what objects were before they were replaced or deleted.
+
+        Of keys that start with ``prefix`` (text, as for ``list``). What the objects are
+        now stays. Uses the right to pass over a retention, where there is one.
+
+        Returns:
+            How many versions and marks were deleted.
+
+        Raises:
+            TransientStorageError: May succeed later; some may be deleted.
+            StorageError: The store does not tell of them, or does not let go of one.
+        """
         ...

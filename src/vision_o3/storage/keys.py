@@ -5,6 +5,7 @@
     models/<name>/v<N>.<ext>            the artifact, exactly as uploaded
                   v<N>.dag.car          its sidecar
                   v<N>.record.json      its version record
+                  v<N>.withdrawal-<K>.json  a change of whether it may be used
     datasets/<name>/v<N>.<ext> …        likewise, and for archives
                     v<N>.manifest.json  the list of its files
                     v<N>.members.idx    where each of them lies in it
@@ -25,12 +26,14 @@ EXTENSIONS = {
 """What artifacts may be, by collection: the formats that ``formats`` knows."""
 _SIDECAR, _RECORD = "dag.car", "record.json"
 _MANIFEST, _INDEX = "manifest.json", "members.idx"
+_WITHDRAWAL = re.compile(r"withdrawal-([1-9][0-9]{0,8})\.json")
+_MOST_WITHDRAWALS = 999_999_999
 _LONGEST_KEY = 1024
 """Bytes; the limit of S3."""
 
 _PART = "[a-z0-9][a-z0-9._-]{0,254}"
 _SYNTAX = re.compile(rf"{_PART}(/{_PART})*")
-_KEY = re.compile(r"([a-z]+)/([^/]+)/v([1-9][0-9]*)\.([a-z0-9.]+)")
+_KEY = re.compile(r"([a-z]+)/([^/]+)/v([1-9][0-9]*)\.([a-z0-9.-]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class ParsedKey:
     collection: str
     name: str
     version: int
+    withdrawal: int = 0
+    """Which withdrawal of the version lies there; 0: it is another object."""
 
 
 def is_key(text: str) -> bool:
@@ -105,6 +110,28 @@ def version_keys(
     )
 
 
+def withdrawal_prefix(collection: str, name: str, version: int) -> str:
+    """Return how the keys of one version's withdrawals, and of nothing else, begin.
+
+    Raises:
+        InvalidNameError, InvalidVersionError: Not a name or number.
+        ValueError: No such collection.
+    """
+    return f"{version_prefix(collection, name, version)}withdrawal-"
+
+
+def withdrawal_key(collection: str, name: str, version: int, number: int) -> str:
+    """Return where a withdrawal of a version lies; ``number`` counts from 1.
+
+    Raises:
+        InvalidNameError, InvalidVersionError: Not a name or number of a version.
+        ValueError: No such collection, or not such a number.
+    """
+    if not 1 <= number <= _MOST_WITHDRAWALS:
+        raise ValueError(f"{number} is not the number of a withdrawal.")
+    return f"{withdrawal_prefix(collection, name, version)}{number}.json"
+
+
 def parse_key(key: str) -> ParsedKey | None:
     """Return which version a key belongs to; ``None`` if to none of ours."""
     match = _KEY.fullmatch(key)
@@ -117,9 +144,15 @@ def parse_key(key: str) -> ParsedKey | None:
         _MANIFEST,
         _INDEX,
     }
-    if collection not in EXTENSIONS or suffix not in known:
+    withdrawal = _WITHDRAWAL.fullmatch(suffix)
+    if collection not in EXTENSIONS or (suffix not in known and withdrawal is None):
         return None
     try:
-        return ParsedKey(collection, parse_name(name), parse_version(number))
+        return ParsedKey(
+            collection,
+            parse_name(name),
+            parse_version(number),
+            0 if withdrawal is None else int(withdrawal[1]),
+        )
     except (InvalidNameError, InvalidVersionError):
         return None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from datetime import UTC
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
 
@@ -42,6 +42,8 @@ _CANNOT = {
     "http-403",
 }
 """How stores refuse what they do not know, or what the keys may not."""
+_REFUSED = {"AccessDenied", "http-403", "InvalidRequest", "ObjectLocked"}
+"""How stores keep what is under a retention."""
 _NO_LOCK = "ObjectLockConfigurationNotFoundError"
 _DENIED = {
     "InvalidAccessKeyId",
@@ -51,6 +53,9 @@ _DENIED = {
     "ExpiredToken",
 }
 """Refusals that say nothing of what a store can do."""
+
+_Past: TypeAlias = tuple[str, str]
+"""A name in the bucket, and the id of one of its versions."""
 
 _log = structlog.get_logger(__name__)
 
@@ -154,6 +159,51 @@ class S3Store:
                 if key is not None and ours and begun < before:
                     removed += self._writer.abort(key, number)
         return removed
+
+    def erase_history(self, prefix: str) -> int:
+        """Delete what objects were before; see ``KeepsHistory.erase_history``."""
+        if not _begins_keys(prefix):
+            return 0
+        old, marks = self._history(prefix)
+        # Marks last: without its mark, what was deleted would be there again.
+        for name, version in [*old, *marks]:
+            self._erase(name, version)
+        return len(old) + len(marks)
+
+    def _history(self, prefix: str) -> tuple[list[_Past], list[_Past]]:
+        """Return past versions of objects, and marks that say of some: deleted."""
+        old: list[_Past] = []
+        marks: list[_Past] = []
+        for page in self._client.pages(
+            "list_object_versions",
+            "the list of versions",
+            {"KeyMarker": "NextKeyMarker", "VersionIdMarker": "NextVersionIdMarker"},
+            Prefix=self._prefix + prefix,
+        ):
+            for found, is_mark in (
+                *((each, False) for each in page.get("Versions", ())),
+                *((each, True) for each in page.get("DeleteMarkers", ())),
+            ):
+                name, version, current = self._fields(
+                    found, "Key", "VersionId", "IsLatest"
+                )
+                if self._own_key(name, prefix) is None or (current and not is_mark):
+                    continue
+                (marks if is_mark and current else old).append((name, version))
+        return old, marks
+
+    def _erase(self, name: str, version: str) -> None:
+        """Delete one version for good; past a retention, if that may be."""
+        what = f"an old version of {name}"
+        given = {"Key": name, "VersionId": version}
+        try:
+            self._client.insist("delete_object", what, **given)
+        except StorageError as error:
+            if error.values.get("reason") not in _REFUSED:
+                raise
+            self._client.insist(
+                "delete_object", what, **given, BypassGovernanceRetention=True
+            )
 
     # ----------------------------------------------------------------- reading
 

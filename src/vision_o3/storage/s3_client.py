@@ -36,7 +36,7 @@ class S3Options:
     endpoint: str | None
     """URL, ``https://…`` or, for plain HTTP, ``http://…``; ``None`` is Amazon's."""
     region: str
-    access_key_id: str
+    access_key_id: str = field(repr=False)
     secret_access_key: str = field(repr=False)
     session_token: str | None = field(default=None, repr=False)
     conditional_put: bool | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import uuid
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -263,7 +264,10 @@ class Writer:
             for number in range(1, -(-content.size // size) + 1):
                 if len(running) == options.parallel_parts:
                     _collect(running, etags)
-                running[self._parts_pool().submit(send, number)] = number
+                # Each in a context of its own, so that its log lines name the request.
+                context = contextvars.copy_context()
+                part = self._parts_pool().submit(context.run, send, number)
+                running[part] = number
             while running:
                 _collect(running, etags)
         finally:
