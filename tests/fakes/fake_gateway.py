@@ -111,7 +111,9 @@ def json_answer(status: int, document: object, **headers: str) -> Answer:
 
 
 def problem(status: int, code: str, **more: Any) -> Answer:
-    detail = f"It was {code}."
+    detail = (
+        f"It was {code}: {more['reason']}" if "reason" in more else f"It was {code}."
+    )
     document = {"type": "about:blank", "title": "-", "status": status, "code": code}
     return json_answer(
         status, {**document, "detail": detail, "request_id": "r-1", **more}
@@ -200,6 +202,23 @@ class FakeGateway:
         published.files, published.manifest = files, manifest
         return document
 
+    def withdraw(
+        self,
+        name: str,
+        version: int,
+        state: Optional[str],
+        reason: str = "It sees ghosts.",
+        collection: str = "models",
+    ) -> None:
+        """Withdraw a version; ``None`` serves it as before."""
+        for each in self.published[collection]:
+            if (each.document["name"], each.document["version"]) == (name, version):
+                each.document["withdrawal"] = state and {
+                    "state": state,
+                    "reason": reason,
+                    "at": CREATED_AT,
+                }
+
     def lie(self, part_of_path: str, *lies: Lie, times: int = 1) -> None:
         """Edit the next answers to requests whose path ends so, one lie for each."""
         self._lies.append((part_of_path, list(lies) * times))
@@ -246,9 +265,31 @@ class FakeGateway:
             return self._receive(words[0], seen)
         if len(words) == 1:
             return self._list(collection, seen)
+        found = self._find(collection, words[1:])
+        if words[4:] == ["withdrawal"]:
+            return self._set_withdrawal(found, seen)
+        return _refusal(found, words, seen) or self._read(found, words, seen)
+
+    def _read(self, found: Optional[Published], words: List[str], seen: Seen) -> Answer:
         if words[4:] and words[4] in ("manifest", "files"):
-            return self._read_archive(self._find(collection, words[1:]), words, seen)
-        return self._describe(self._find(collection, words[1:]), words[-1], seen)
+            return self._read_archive(found, words, seen)
+        return self._describe(found, words[-1], seen)
+
+    def _set_withdrawal(self, found: Optional[Published], seen: Seen) -> Answer:
+        if found is None:
+            return problem(404, "not_found")
+        name, version = found.document["name"], found.document["version"]
+        collection = seen.path.strip("/").split("/")[0]
+        if _state(found) == "purged":
+            return problem(410, "version_purged", reason="It was the law.")
+        if seen.method == "DELETE":
+            self.withdraw(name, version, None, collection=collection)
+            return Answer(204)
+        given = json.loads(seen.body.decode())
+        if given["state"] not in ("deprecated", "blocked") or not given["reason"]:
+            return problem(422, "invalid_input")
+        self.withdraw(name, version, given["state"], given["reason"], collection)
+        return json_answer(200, found.document)
 
     def _lets_in(self, seen: Seen) -> bool:
         given = seen.headers.get("authorization", "")
@@ -290,7 +331,11 @@ class FakeGateway:
         )
 
     def _list(self, collection: List[Published], seen: Seen) -> Answer:
-        latest = {each.document["name"]: each.document for each in collection}
+        latest = {
+            each.document["name"]: each.document
+            for each in collection
+            if _state(each) not in _NOT_SERVED
+        }
         framework = seen.query.get("framework", [None])[0]
         tags = seen.query.get("tags", [])
         found = [
@@ -308,16 +353,21 @@ class FakeGateway:
     def _find(
         self, collection: List[Published], words: List[str]
     ) -> Optional[Published]:
-        for each in reversed(collection):
-            document = each.document
-            if words[0] == "cid":
-                if document["cid"] == words[1]:
-                    return each
-            elif document["name"] == words[0] and (
-                words[1:2] != ["versions"] or str(document["version"]) == words[2]
-            ):
-                return each
-        return None
+        """Return the newest that is meant and served; else the newest that is meant."""
+        meant = [
+            each
+            for each in reversed(collection)
+            if (words[0] == "cid" and each.document["cid"] == words[1])
+            or (
+                each.document["name"] == words[0]
+                and (
+                    words[1:2] != ["versions"]
+                    or str(each.document["version"]) == words[2]
+                )
+            )
+        ]
+        served = [each for each in meant if _state(each) not in _NOT_SERVED]
+        return next(iter(served or meant), None)
 
     def _upload(self, words: List[str], seen: Seen) -> Answer:
         if seen.method == "PUT" and len(words) == 2:
@@ -446,6 +496,35 @@ def archive_of(files: Dict[str, bytes], container: str) -> bytes:
                 member.size = len(content)
                 opened_tar.addfile(member, io.BytesIO(content))
     return stream.getvalue()
+
+
+_NOT_SERVED = ("blocked", "purged")
+
+
+def _state(each: Published) -> Optional[str]:
+    withdrawal = each.document.get("withdrawal")
+    return withdrawal["state"] if withdrawal else None
+
+
+def _refusal(
+    found: Optional[Published], words: List[str], seen: Seen
+) -> Optional[Answer]:
+    """Return the answer to who wants what was withdrawn; none if it is served.
+
+    Of one version by its number all may read why.
+    """
+    state = None if found is None else _state(found)
+    if found is None or state not in _NOT_SERVED:
+        return None
+    if words[2:3] == ["versions"] and len(words) == 4:
+        return None
+    reason = found.document["withdrawal"]["reason"]
+    if state == "purged":
+        return problem(410, "version_purged", reason=reason)
+    by_number = words[2:3] == ["versions"] or words[1] == "cid"
+    if by_number and seen.query.get("allow_blocked") == ["true"]:
+        return None
+    return problem(403, "version_blocked", reason=reason)
 
 
 def _bytes_answer(content: bytes, asked: str) -> Answer:
@@ -712,7 +791,7 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
 
-    do_GET = do_POST = do_PUT = do_HEAD = _handle  # noqa: N815 - names set by http.server
+    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = _handle  # noqa: N815 - names set by http.server
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""

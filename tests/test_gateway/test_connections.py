@@ -242,6 +242,7 @@ def test_many_at_once_get_what_they_asked_for(serve: Serve) -> None:
     contents = {f"{seed}": tflite(seed, 3 * MIB + seed) for seed in range(6)}
     results: dict[str, object] = {}
     with serve() as served:
+        served.headers()  # adds the user, once
 
         def publish_and_fetch(seed: str) -> None:
             content = contents[seed]

@@ -7,7 +7,6 @@ and a body that ends too soon is refused.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from vision_o3.errors import IncompleteUploadError, InputError, LimitExceededError
+from vision_o3.gateway.bodies import Incoming
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -34,8 +34,6 @@ FILE = "file"
 """The name of the one part that is a file."""
 CID_FIELD = "cid"
 """The field that says which file it is; then the file may be left out."""
-_LONGEST_NUMBER = 20
-"""Digits of a Content-Length; more than any size has."""
 FRAME_SIZE = 16 << 10
 """Bytes allowed around each part: its boundary and headers."""
 _ENCODINGS = frozenset({b"7bit", b"8bit", b"binary"})
@@ -83,17 +81,18 @@ async def receive_form(
 
     Raises:
         InputError: Not a well-formed form with exactly one file, or with a CID.
-        IncompleteUploadError: The body ended early, or nothing came for too long.
+        IncompleteUploadError: The body ended early, or came too slowly.
         LimitExceededError: A limit was exceeded; the rest was not received.
         StorageFullError, StorageError: The spool cannot take the file.
     """
     parts = _Parts(_boundary(request), limits, check)
+    incoming = Incoming(request, limits.stall_timeout_s)
     # A body says its length; what is surely the file's share must fit.
-    announced = max(0, (content_length(request) or 0) - limits.beside_file)
+    announced = max(0, (incoming.announced or 0) - limits.beside_file)
     async with spool.open(announced) as writer:
         received = 0
         while True:
-            piece, ended = await next_piece(request, limits.stall_timeout_s)
+            piece, ended = await incoming.next_piece()
             received += len(piece)
             for view in parts.feed(piece):
                 await writer.write(view)
@@ -107,28 +106,6 @@ async def receive_form(
         parts.finish()
         spooled = await writer.finish() if parts.has_file else None
         yield Form(parts.fields, parts.filename, spooled)
-
-
-async def next_piece(request: Request, timeout_s: float) -> tuple[bytes, bool]:
-    """Return the next bytes of a body, and whether they are the last.
-
-    Raises:
-        IncompleteUploadError: The connection was lost, or no bytes came in time.
-    """
-    try:
-        async with asyncio.timeout(timeout_s):
-            message = await request.receive()
-    except TimeoutError:
-        raise IncompleteUploadError(f"No bytes came for {timeout_s:g} s.") from None
-    if message["type"] == "http.disconnect":
-        raise IncompleteUploadError("The connection was lost.")
-    return message.get("body", b""), not message.get("more_body", False)
-
-
-def content_length(request: Request) -> int | None:
-    """Return how many bytes a body says to have, if it says that."""
-    text = request.headers.get("content-length", "")
-    return int(text[:_LONGEST_NUMBER]) if text.isascii() and text.isdigit() else None
 
 
 def _boundary(request: Request) -> bytes:

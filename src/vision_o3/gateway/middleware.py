@@ -6,16 +6,25 @@ import asyncio
 import re
 import secrets
 import time
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from vision_o3.gateway.metrics import Answered
 from vision_o3.gateway.turns import Turns
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from vision_o3.gateway.metrics import Metrics
+    from vision_o3.gateway.tracing import Tracing
+
 REQUEST_ID_HEADER = b"x-request-id"
+NO_SNIFF = (b"x-content-type-options", b"nosniff")
+TLS_ONLY = (b"strict-transport-security", b"max-age=31536000")
 LINGER_S = 5.0
 """Seconds that a refused upload is still received for, so that the caller, who may
 only read when it has sent all, gets to see why."""
@@ -32,6 +41,14 @@ def request_id_of(scope: Scope) -> str:
     return request_id
 
 
+def _cid_in(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Return the CID that an answer's head names."""
+    for name, value in headers:
+        if name.lower() == b"x-vision-o3-cid":
+            return value.decode("ascii", "replace")
+    return None
+
+
 def _header(scope: Scope, name: bytes) -> bytes | None:
     for key, value in scope["headers"]:
         if key == name:
@@ -40,11 +57,71 @@ def _header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
+class _Exchange:
+    """One request and its answer, watched as they pass."""
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, begun: Callable[[], None]
+    ) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._begun = begun
+        self._started = time.perf_counter()
+        self._head_s: float | None = None
+        self._status = self._received = self._sent = 0
+        self.complete = False
+        """Whether all of the answer was sent."""
+        self.cid: str | None = None
+        """What the answer's head names, if it names one."""
+
+    async def receive(self) -> Message:
+        """Pass on what the caller sends."""
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass on what is answered, with the request's id in the head."""
+        if message["type"] == "http.response.start":
+            self._begun()
+            self._head_s = time.perf_counter() - self._started
+            self._status = message["status"]
+            given = message.get("headers", ())
+            self.cid = _cid_in(given)
+            request_id = request_id_of(self._scope).encode()
+            headers = [*given, (REQUEST_ID_HEADER, request_id)]
+            message = {**message, "headers": headers}
+        elif message["type"] == "http.response.body":
+            if self._scope["method"] != "HEAD":  # whose body the server drops
+                self._sent += len(message.get("body", b""))
+            self.complete = not message.get("more_body", False)
+        await self._send(message)
+
+    def summary(self) -> Answered:
+        """Return what there is to tell of it."""
+        state = self._scope["state"]
+        total_s = time.perf_counter() - self._started
+        return Answered(
+            getattr(self._scope.get("route"), "path", None),
+            self._scope["method"],
+            self._status,
+            self.complete,
+            self._received,
+            self._sent,
+            total_s,
+            total_s if self._head_s is None else self._head_s,
+            state.get("code"),
+            state.get("refusal"),
+        )
+
+
 class RequestLog:
-    """Gives each request an id, and writes one line when it has ended.
+    """Gives each request an id; logs, counts and traces it when it has ended.
 
     A caller's own ``X-Request-ID`` is kept if it is harmless; the id is answered. The
     line names the route's template, never the path or query, which callers choose.
+    Numbers and spans go to the ``metrics`` and ``tracing`` of the app's state.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -61,47 +138,85 @@ class RequestLog:
             given = secrets.token_hex(12).encode()
         state = scope.setdefault("state", {})
         state["request_id"] = given.decode()
-        status, received, sent, complete = 0, 0, 0, False
+        named = structlog.contextvars.bound_contextvars(request_id=state["request_id"])
+        with named, self._turns.before_answer(scope) as begun:
+            exchange = _Exchange(scope, receive, send, begun)
+            with _traced(scope, exchange), _counted(scope, exchange):
+                try:
+                    await self._app(scope, exchange.receive, exchange.send)
+                finally:
+                    _write_line(state, exchange.summary())
 
-        async def receive_counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            return message
 
-        async def send_counted(message: Message) -> None:
-            nonlocal status, sent, complete
+@contextmanager
+def _counted(scope: Scope, exchange: _Exchange) -> Iterator[None]:
+    """Count a request, if anybody counts."""
+    metrics: Metrics | None = _of_app(scope, "metrics")
+    if metrics is None:
+        yield
+        return
+    with metrics.in_work.track_inprogress():
+        try:
+            yield
+        finally:
+            metrics.answered(exchange.summary())
+
+
+@contextmanager
+def _traced(scope: Scope, exchange: _Exchange) -> Iterator[None]:
+    """Make a request a span, if there are traces; its log lines name the trace."""
+    tracing: Tracing | None = _of_app(scope, "tracing")
+    if tracing is None:
+        yield
+        return
+    parent = _header(scope, b"traceparent")
+    with (
+        tracing.request(parent, request_id_of(scope)) as span,
+        structlog.contextvars.bound_contextvars(trace_id=span.trace_id),
+    ):
+        try:
+            yield
+        finally:
+            span.end_request(exchange.summary(), exchange.cid)
+
+
+def _write_line(state: dict[str, Any], answered: Answered) -> None:
+    _log.info(
+        "request.answered" if answered.complete else "request.broken_off",
+        principal=state.get("principal"),
+        method=answered.method,
+        route=answered.route,
+        status=answered.status,
+        code=answered.code,
+        bytes_received=answered.received,
+        bytes_sent=answered.sent,
+        duration_s=round(answered.total_s, 6),
+    )
+
+
+def _of_app(scope: Scope, name: str) -> Any:  # noqa: ANN401 - whatever the app keeps
+    return getattr(getattr(scope.get("app"), "state", None), name, None)
+
+
+class SafeHeaders:
+    """Tells browsers to guess no types and, over TLS, to come by TLS only."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        added = [NO_SNIFF, TLS_ONLY] if scope["scheme"] == "https" else [NO_SNIFF]
+
+        async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
-                begun()
-                status = message["status"]
-                headers = list(message.get("headers", ()))
-                headers.append((REQUEST_ID_HEADER, given))
-                message = {**message, "headers": headers}
-            elif message["type"] == "http.response.body":
-                if scope["method"] != "HEAD":  # whose body the server drops
-                    sent += len(message.get("body", b""))
-                complete = not message.get("more_body", False)
+                message = {**message, "headers": [*message.get("headers", ()), *added]}
             await send(message)
 
-        started = time.perf_counter()
-        with (
-            structlog.contextvars.bound_contextvars(request_id=state["request_id"]),
-            self._turns.before_answer(scope) as begun,
-        ):
-            try:
-                await self._app(scope, receive_counted, send_counted)
-            finally:
-                route = scope.get("route")
-                _log.info(
-                    "request.answered" if complete else "request.broken_off",
-                    principal=state.get("principal"),
-                    method=scope["method"],
-                    route=getattr(route, "path", None),
-                    status=status,
-                    bytes_received=received,
-                    bytes_sent=sent,
-                    duration_s=round(time.perf_counter() - started, 6),
-                )
+        await self._app(scope, receive, send_safely)
 
 
 class EarlyEnd:
