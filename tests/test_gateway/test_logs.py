@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -10,19 +10,18 @@ import structlog
 from structlog.testing import capture_logs
 
 from tests.fakes.model_files import tflite
-from tests.test_gateway.running import OpenGateway, Running
-from vision_o3.gateway import auth
+from tests.test_gateway.running import OpenGateway, Running, add_user
 from vision_o3.gateway.logs import configure_logging
 
 Capture = pytest.CaptureFixture[str]
 
 
 @contextmanager
-def process_logging() -> Iterator[None]:
+def process_logging(secrets: Sequence[str] = ()) -> Iterator[None]:
     """Log as a process of ``serve`` does. In the test: a fixture has other streams."""
     root = logging.getLogger()
     level = root.level
-    configure_logging("DEBUG")
+    configure_logging("DEBUG", secrets)
     ours = root.handlers[:]
     clients = [logging.getLogger(name) for name in ("httpx", "httpcore", "asyncio")]
     for client in clients:  # the test's own
@@ -71,7 +70,7 @@ def test_no_secret_is_in_any_log_line(
 ) -> None:
     key = "canary-of-the-signing-key-" * 2
     with process_logging(), open_gateway(jwt_secret=key) as running:
-        secret = auth.add_user(running.gateway.database, "ann", ["model:read"])
+        secret = add_user(running.gateway, "ann", ["model:read"])
         form = {"grant_type": "password", "username": "ann", "password": secret}
         token = running.request("POST", "/auth/token", data=form).json()["access_token"]
         wrong = {**form, "password": "canary-wrong"}

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import structlog
 from fastapi import APIRouter, Response
 
 from vision_o3 import __version__
-from vision_o3.db.migrate import is_current
-from vision_o3.errors import VisionO3Error
-from vision_o3.gateway.deps import Gateway, GatewayDep, Public
+from vision_o3.gateway.deps import GatewayDep, Public
+from vision_o3.gateway.readiness import OK
 from vision_o3.schemas.service import Health, Readiness
 
-NO_OBJECT = "health/ready"
-"""A key that no version has; looking for it shows that the store answers."""
-NOT_MIGRATED = "The database's schema is not this version's: vision-o3 admin migrate."
-
-_log = structlog.get_logger(__name__)
+BEING_STOPPED = "It is being stopped."
 
 router = APIRouter(prefix="/health", tags=["health"], dependencies=[Public])
 
@@ -31,30 +25,16 @@ async def health() -> Health:
     operation_id="ready",
     responses={503: {"model": Readiness, "description": "Not now; `checks` say why."}},
 )
-def ready(response: Response, gateway: GatewayDep) -> Readiness:
-    """Say whether database and store can be reached and are as they should be."""
-    checks = check_database(gateway) | check_store(gateway)
-    if any(found != "ok" for found in checks.values()):
+async def ready(response: Response, gateway: GatewayDep) -> Readiness:
+    """Say whether database, store and disk are as they should be.
+
+    What was found counts for a second. A gateway that is being stopped is not ready.
+    """
+    if gateway.stopping.begun:
+        checks = {"gateway": BEING_STOPPED}
+    else:
+        checks = await gateway.readiness.checks()
+    if any(found != OK for found in checks.values()):
         response.status_code = 503
         return Readiness(status="not ready", checks=checks)
     return Readiness(status="ready", checks=checks)
-
-
-def check_database(gateway: Gateway) -> dict[str, str]:
-    """Return what is wrong with the database, or ``ok``."""
-    try:
-        current = is_current(gateway.settings.database_url.get_secret_value())
-    except VisionO3Error:
-        unknown = "unknown while the database cannot be used"
-        return {"database": "The database cannot be used.", "migrations": unknown}
-    return {"database": "ok", "migrations": "ok" if current else NOT_MIGRATED}
-
-
-def check_store(gateway: Gateway) -> dict[str, str]:
-    """Return what is wrong with the store, or ``ok``; why is said in the log only."""
-    try:
-        gateway.store.find(NO_OBJECT)
-    except VisionO3Error as error:
-        _log.warning("store.unreachable", code=error.code, message=error.message)
-        return {"store": "The object store cannot be reached."}
-    return {"store": "ok"}
