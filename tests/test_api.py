@@ -84,6 +84,7 @@ def test_client_is_made_as_the_plan_says() -> None:
         "name",
         "version",
         "verify",
+        "allow_blocked",
     ]
 
 
@@ -98,7 +99,8 @@ def test_methods_for_files_of_datasets_take_what_the_plan_says() -> None:
         ),
         (VisionO3Client.compare_datasets, ["name", "before", "after"]),
     ):
-        assert list(inspect.signature(method).parameters)[1:] == expected
+        parameters = list(inspect.signature(method).parameters)[1:]
+        assert parameters == [*expected, "allow_blocked"]
 
 
 def test_the_edge_side_loads_the_standard_library_and_little_of_it() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +16,69 @@ import httpx
 from anyio.from_thread import BlockingPortal
 from fastapi import FastAPI
 
+from tests.canaries import CANARIES
 from tests.fakes.model_files import tflite
+from vision_o3.db import accounts as rows
 from vision_o3.db import models as tables
-from vision_o3.gateway.auth import SCOPES, Principal
+from vision_o3.db import queries
 from vision_o3.gateway.deps import Gateway
+from vision_o3.registry.accounts import Accounts
+from vision_o3.registry.audit import OPERATOR
+from vision_o3.registry.permissions import SCOPES
+from vision_o3.registry.signing_in import SignedIn
 from vision_o3.settings import Settings
 
-SECRET = "a-secret-of-the-tests-that-is-long-enough"
+SECRET = CANARIES.add(
+    "a-secret-of-the-tests-that-is-long-enough", "the signing key", always=True
+)
 MIB = 1 << 20
+_MAKING_USERS = threading.Lock()
+
+
+def known_user(gateway: Gateway, user: str, *permissions: str) -> SignedIn:
+    """Return a user, made if need be, as if they had signed in.
+
+    A user who is made may do everything, unless permissions are named.
+    """
+    secret_id = f"of-{user}"[:32]
+    with _MAKING_USERS:
+        with gateway.database.read() as session:
+            row = rows.find_user(session, user)
+        if row is None:
+            with gateway.database.write() as session:
+                now = queries.database_now(session)
+                row = rows.insert_user(
+                    session,
+                    user,
+                    roles=[],
+                    permissions=sorted(permissions or SCOPES),
+                    created_at=now,
+                )
+                rows.insert_secret(
+                    session,
+                    id=secret_id,
+                    user_id=user,
+                    label="of the tests",
+                    secret_hash="none",
+                    created_at=now,
+                )
+    granted = frozenset(row.permissions)
+    return SignedIn(user, granted, row.token_generation, secret_id, None)
+
+
+def add_user(gateway: Gateway, user: str, scopes: Sequence[str]) -> str:
+    """Add a user as an operator does; return their secret."""
+    accounts = Accounts(gateway.database)
+    secret = accounts.add(OPERATOR, user, permissions=scopes)[1].secret
+    return CANARIES.add(secret, f"the secret of {user}")
+
+
+def token_of(gateway: Gateway, user: str, *scopes: str) -> str:
+    """Return a token of a user, made if need be, for all scopes or some."""
+    known = known_user(gateway, user)
+    token = gateway.tokens.issue(known, frozenset(scopes or SCOPES)).text
+    CANARIES.add(token.rpartition(".")[2], f"the signature of {user}'s token")
+    return token
 
 
 @dataclass
@@ -40,8 +96,7 @@ class Running:
         return found
 
     def token(self, *scopes: str, user: str = "ann") -> str:
-        chosen = frozenset(scopes or SCOPES)
-        return self.gateway.tokens.issue(Principal(user, chosen))
+        return token_of(self.gateway, user, *scopes)
 
     def request(
         self, method: str, path: str, token: str | None = "", **options: Any
@@ -114,8 +169,7 @@ class Served:
         return found
 
     def headers(self) -> dict[str, str]:
-        token = self.gateway.tokens.issue(Principal("ann", frozenset(SCOPES)))
-        return {"Authorization": f"Bearer {token}"}
+        return {"Authorization": f"Bearer {token_of(self.gateway, 'ann')}"}
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=20)

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from tests.fakes.archive_files import zip_file
 from tests.fakes.dataset_files import coco_bytes
 from tests.fakes.model_files import onnx, tflite
 from tests.test_gateway.running import MIB, SECRET, OpenGateway, Running
 from tests.test_integration.gateways import postgres_database
+from tests.test_registry.trails import add_events, tampering
 from vision_o3.__main__ import main
+from vision_o3.db.audit import lock_head
+from vision_o3.db.engine import Database
 from vision_o3.db.migrate import downgrade, migrate
 from vision_o3.errors import ConfigurationError
 from vision_o3.settings import PREFIX, Settings
-from vision_o3.storage.memory import MemoryStore
 
 Capture = pytest.CaptureFixture[str]
 SORTS = ("name", "-name", "created_at", "-created_at", "size", "-size")
@@ -138,29 +141,34 @@ def answers(running: Running) -> dict[str, tuple[int, dict[str, str], bytes]]:
 def test_every_answer_is_as_before_the_database_was_lost(
     home: Path, url: str, open_gateway: OpenGateway, capsys: Capture
 ) -> None:
-    main(["user", "add", "ann", "--scope", "model:read", "--json"])
+    main(["user", "add", "cam", "--role", "device", "--json"])
     secret = json.loads(capsys.readouterr().out)["secret"]
-    main(["user", "add", "bob", "--scope", "model:write"])
-    main(["user", "disable", "bob"])
-    capsys.readouterr()
-    main(["user", "list", "--json"])
-    users = capsys.readouterr().out
+    main(["user", "add", "dan", "--role", "publisher", "--max-bytes", "7"])
+    main(["user", "disable", "dan"])
     with open_gateway(database_url=url) as running:
         publish_mix(running)
         before = answers(running)
+    capsys.readouterr()
+    main(["user", "list", "--json"])
+    users = capsys.readouterr().out
     assert main(["admin", "backup", str(home / "backup")]) == 0
     said = capsys.readouterr().out.splitlines()[-1]
-    assert said.startswith("2 users and 13 audit events"), said
+    assert said.startswith("4 users and 13 audit events"), said
 
     lose_database(url)
 
     assert main(["admin", "rebuild-index", "--json"]) == 0
     output = capsys.readouterr()
-    assert json.loads(output.out) == {"added": 10, "present": 0, "unreadable": []}
+    assert json.loads(output.out) == {
+        "added": 10,
+        "present": 0,
+        "unreadable": [],
+        "withdrawn": 0,
+    }
     assert main(["admin", "rebuild-index"]) == 0
     assert "10 versions" in capsys.readouterr().out
     assert main(["admin", "restore", str(home / "backup")]) == 0
-    assert "2 users and 13 audit events were added" in capsys.readouterr().out
+    assert "4 users and 13 audit events were added" in capsys.readouterr().out
     main(["user", "list", "--json"])
     assert capsys.readouterr().out == users
     with open_gateway(database_url=url) as running:
@@ -168,7 +176,7 @@ def test_every_answer_is_as_before_the_database_was_lost(
         assert list(after) == list(before)
         for path in before:
             assert after[path] == before[path], path
-        form = {"username": "ann", "password": secret, "grant_type": "password"}
+        form = {"username": "cam", "password": secret, "grant_type": "password"}
         signed_in = running.request("POST", "/auth/token", None, data=form)
         assert signed_in.status_code == 200
         # And publishing goes on: the content is known, the number is the next.
@@ -176,7 +184,9 @@ def test_every_answer_is_as_before_the_database_was_lost(
         assert answer.status_code == 201
         assert answer.json()["version"] == 4
     assert main(["admin", "backup", str(home / "again")]) == 0
-    assert "2 users and 14 audit events" in capsys.readouterr().out
+    # Two of rebuilding, one for each user and one for all of restoring, one version.
+    assert "4 users and 21 audit events" in capsys.readouterr().out
+    assert main(["admin", "audit", "verify"]) == 0
 
 
 def test_what_could_not_be_read_is_told(
@@ -228,18 +238,37 @@ def test_gateway_does_not_start_over_a_store_whose_index_is_lost(
         pass
 
 
-def test_renumbered_events_are_told(
-    home: Path, url: str, open_gateway: OpenGateway, capsys: Capture
-) -> None:
-    with open_gateway(database_url=url) as running:
-        running.publish(tflite(1))
+def test_events_that_differ_are_told(home: Path, url: str, capsys: Capture) -> None:
+    database = Database(url)
+    added = add_events(database, "a", "b", "c")
     main(["admin", "backup", str(home / "b")])
-    lose_database(url)
-    with open_gateway(database_url=url, store=MemoryStore()) as running:
-        running.publish(tflite(2), name="other")
+    with tampering(database) as session:  # as if it went back to an earlier moment
+        session.execute(text("DELETE FROM audit_events WHERE seq > 1"))
+        head = lock_head(session)
+        head.seq, head.hash = 1, added[0].hash
+    add_events(database, "other")
+    database.close()
     capsys.readouterr()
-    assert main(["admin", "restore", str(home / "b")]) == 0
-    assert "1 of the audit events have new numbers" in capsys.readouterr().out
+    assert main(["admin", "restore", str(home / "b")]) == 1
+    said = f"2 audit events, as of {added[0].chain}:2, were left out"
+    assert said in capsys.readouterr().err
+    assert main(["admin", "restore", str(home / "b"), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["events_differing"] == 2
+    assert main(["admin", "audit", "verify"]) == 0
+
+
+def test_events_that_no_backup_can_hold_are_told(
+    home: Path, url: str, capsys: Capture
+) -> None:
+    database = Database(url)
+    add_events(database, "a", "b")
+    with tampering(database) as session:
+        session.execute(text("UPDATE audit_events SET detail = '[]' WHERE seq = 1"))
+    database.close()
+    assert main(["admin", "backup", str(home / "b")]) == 1
+    output = capsys.readouterr()
+    assert "0 users and 1 audit events were written" in output.out
+    assert "1 audit events were left out" in output.err
 
 
 @pytest.mark.parametrize(

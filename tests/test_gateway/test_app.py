@@ -45,7 +45,8 @@ def test_given_database_and_store_are_used_and_not_closed(
     async def run() -> None:
         async with app.router.lifespan_context(app):
             assert app.state.gateway.database is database
-            assert app.state.gateway.store is store
+            app.state.gateway.store.put("a", b"x")
+            assert store.get("a", max_size=1) == b"x"
 
     asyncio.run(run())
     assert not (tmp_path / "unused").exists()

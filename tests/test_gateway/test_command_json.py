@@ -53,9 +53,15 @@ def test_operators_commands_print_one_document(
     assert run("admin", "backup", backup) == {
         "file": backup,
         "users": 1,
+        "revoked_tokens": 0,
         "audit_events": 2,
+        "audit_events_unreadable": 0,
     }
     assert run("admin", "restore", backup)["users_present"] == 1
+    assert run("admin", "audit", "verify")["whole"] is True
+    assert run("admin", "audit", "list")["total"] == 3
+    assert run("admin", "audit", "head")["seq"] == 3
+    assert run("admin", "audit", "export", f"{backup}.audit")["events"] == 3
     assert run("admin", "check-store")["ok"] is True
     assert run("admin", "rebuild-index")["added"] == 0
     assert run("admin", "scrub")["clean"] is True

@@ -67,6 +67,14 @@ def test_users_are_added_listed_and_disabled(home: Path, capsys: Capture) -> Non
     [
         (["user", "add", "a b", "--scope", "model:read"], 3, "cannot be a user's name"),
         (["user", "add", "ann", "--scope", "all"], 3, "There are: model:read"),
+        *(
+            (
+                ["user", "add-secret", "bob", "--label", "x", "--expires-days", days],
+                3,
+                f"cannot last for {days} days",
+            )
+            for days in ("nan", "inf", "1e+300")
+        ),
         (["user", "add", "bob", "--scope", "admin"], 6, "[already_exists]"),
         (["user", "disable", "ann"], 5, "There is no user 'ann'"),
     ],

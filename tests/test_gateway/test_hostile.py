@@ -91,7 +91,9 @@ def opened(directory: Path, empty_database: Path, **changes: Any) -> Iterator[Ru
             transport=httpx.ASGITransport(app), base_url="http://gateway"
         )
         stack.enter_context(portal.wrap_async_context_manager(client))
-        yield Running(app, settings, portal, client)
+        running = Running(app, settings, portal, client)
+        running.token()  # makes the user, before anybody looks at the tables
+        yield running
 
 
 LOWERED = {

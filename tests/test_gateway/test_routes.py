@@ -1,4 +1,8 @@
-"""What holds for every route that the app has, found by asking the app."""
+"""What holds for every route that the app has, found by asking the app.
+
+Who may use which is in ``test_permission_matrix.py``, what they answer in
+``test_contract.py``.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,19 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
-from fastapi.routing import APIRoute
 from pydantic import SecretStr
 
 from tests.test_gateway.running import Running
-from vision_o3.gateway.auth import SCOPES
 from vision_o3.gateway.main import create_app
-from vision_o3.gateway.problems import MEDIA_TYPE
 from vision_o3.settings import Settings
 
-PUBLIC = {"/auth/token", "/health", "/health/ready"}
+PUBLIC = {
+    "/.well-known/jwks.json",
+    "/auth/revoke",
+    "/auth/token",
+    "/health",
+    "/health/ready",
+}
 APP = create_app(Settings(jwt_secret=SecretStr("x" * 40)))
 
 
@@ -27,40 +33,6 @@ def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 OPERATIONS = [(method, path) for method, path, _ in operations()]
-
-
-def needed_scopes(path: str, method: str) -> set[str]:
-    """Return the scopes of which any opens a route."""
-    kind = path.split("/")[1].removesuffix("s")
-    if kind == "upload":
-        return {"model:write", "dataset:write"}
-    return {f"{kind}:{'write' if method == 'POST' else 'read'}"}
-
-
-def call(running: Running, method: str, path: str, token: str | None) -> Any:
-    path = path.format(name="m", version="1", cid="b" * 59, path="a.jpg", offset="0")
-    return running.request(method, path, token=token)
-
-
-@pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_route_opens_for_its_scope_and_no_other(
-    running: Running, method: str, path: str
-) -> None:
-    if path in PUBLIC:
-        assert call(running, method, path, None).status_code != 401
-        return
-    refused = call(running, method, path, None)
-    assert refused.status_code == 401
-    assert refused.headers["www-authenticate"] == "Bearer"
-    assert call(running, method, path, "garbage").status_code == 401
-    for scope in SCOPES:
-        answer = call(running, method, path, running.token(scope))
-        if scope in needed_scopes(path, method):
-            assert answer.status_code not in {401, 403}
-        else:
-            assert answer.status_code == 403
-            told = answer.headers["www-authenticate"].partition('scope="')[2]
-            assert told.removesuffix('"') in needed_scopes(path, method)
 
 
 def test_no_other_page_is_there() -> None:
@@ -81,13 +53,8 @@ def test_openapi_describes_every_operation() -> None:
         seen.add(operation["operationId"])
         assert bool(operation.get("security")) == (path not in PUBLIC), where
         responses = operation["responses"]
-        if path not in {"/health", "/health/ready"}:
-            assert {"422", "500"} <= set(responses), where
-        for status, response in responses.items():
-            if int(status) >= 400 and path != "/health/ready":
-                content = response["content"][MEDIA_TYPE]
-                assert content["schema"]["$ref"] == "#/components/schemas/Problem"
-                assert content["example"]["status"] == int(status)
+        assert operation["tags"], where
+        assert any(status.startswith("2") for status in responses), where
     assert "HTTPValidationError" not in json.dumps(document)
 
 
@@ -124,23 +91,3 @@ def test_documentation_is_served(running: Running) -> None:
     assert set(example) == set(
         document["components"]["schemas"]["ModelVersionRead"]["properties"]
     )
-
-
-def test_every_route_names_who_may_use_it() -> None:
-    def routes(found: Any) -> Iterator[APIRoute]:
-        for route in found:
-            if isinstance(route, APIRoute):
-                yield route
-            elif (inner := getattr(route, "original_router", None)) is not None:
-                yield from routes(inner.routes)
-
-    def called(dependant: Any) -> set[str]:
-        return {getattr(dependant.call, "__name__", "")}.union(
-            *(called(found) for found in dependant.dependencies)
-        )
-
-    seen = list(routes(APP.routes))
-    assert len(seen) == len(OPERATIONS)
-    for route in seen:
-        names = called(route.dependant)
-        assert names & {"_public", "_authenticated"}, route.path

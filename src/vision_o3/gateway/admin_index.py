@@ -49,29 +49,36 @@ def rebuild_index(arguments: Namespace) -> int:
 
 
 def backup(arguments: Namespace) -> int:
-    """Write users and audit trail to a new file."""
+    """Write users and audit trail to a new file; 1 if events were left out."""
     log_to_stderr()
     with open_database(load_settings()) as database:
         done = backups.back_up(database, Path(arguments.file), software=__version__)
     if arguments.json:
         print(json.dumps({"file": arguments.file, **asdict(done)}))
-        return 0
+        return 1 if done.audit_events_unreadable else 0
     print(
         f"{done.users} users and {done.audit_events} audit events were written to "
         f"{arguments.file}, which only you can read. It holds hashes of secrets: keep "
         "it as safe as the database."
     )
-    return 0
+    if done.audit_events_unreadable:
+        print(
+            f"{done.audit_events_unreadable} audit events were left out, as they "
+            "cannot be read. See: vision-o3 admin audit verify.",
+            file=sys.stderr,
+        )
+    return 1 if done.audit_events_unreadable else 0
 
 
 def restore(arguments: Namespace) -> int:
-    """Add what the database lacks from a backup; 1 if a user there differs."""
+    """Add what the database lacks from a backup; 1 if something there differs."""
     log_to_stderr()
     with open_database(load_settings()) as database:
         done = backups.restore(database, Path(arguments.file))
+    differs = bool(done.users_differing or done.events_differing)
     if arguments.json:
         print(json.dumps(asdict(done)))
-        return 1 if done.users_differing else 0
+        return 1 if differs else 0
     for user in done.users_differing:
         print(
             f"User {user!r} is there, but not as in the backup, and was left as is.",
@@ -81,12 +88,14 @@ def restore(arguments: Namespace) -> int:
         f"{done.users_added} users and {done.events_added} audit events were added; "
         f"{done.users_present} and {done.events_present} were there."
     )
-    if done.events_renumbered:
+    if done.events_differing:
         print(
-            f"{done.events_renumbered} of the audit events have new numbers, after all "
-            "others: other events have theirs."
+            f"{done.events_differing} audit events, as of {done.first_differing}, were "
+            "left out: the database has others in their places, or went on without "
+            "them, or they were changed since they were written. Keep this backup.",
+            file=sys.stderr,
         )
-    return 1 if done.users_differing else 0
+    return 1 if differs else 0
 
 
 def _progress() -> Callable[[int, int], None] | None:

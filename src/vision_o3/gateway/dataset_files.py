@@ -11,7 +11,13 @@ from starlette.concurrency import run_in_threadpool
 
 from vision_o3 import errors
 from vision_o3.content.manifest import Difference, FileEntry
-from vision_o3.gateway.deps import Gateway, GatewayDep, MayReadDatasets
+from vision_o3.gateway.contract import CONTENT_HEADERS, with_headers
+from vision_o3.gateway.deps import (
+    Downloading,
+    Gateway,
+    GatewayDep,
+    MayReadDatasets,
+)
 from vision_o3.gateway.download import (
     IMMUTABLE,
     Content,
@@ -25,6 +31,9 @@ from vision_o3.gateway.problems import describe
 from vision_o3.gateway.retrieval import (
     BYTE_ERRORS,
     READ_ERRORS,
+    STORE_ERRORS,
+    WITHDRAWN_ERRORS,
+    AllowBlocked,
     NamePath,
     VersionPath,
     describe_bytes,
@@ -32,10 +41,12 @@ from vision_o3.gateway.retrieval import (
 from vision_o3.naming import parse_version
 from vision_o3.registry.members import Member
 from vision_o3.registry.values import Page, Version, VersionDifference
+from vision_o3.registry.withdrawn import require_served
 from vision_o3.schemas import datasets as wire
 
 _LINE_ERRORS = (errors.InvalidNameError, errors.InvalidVersionError)
-_STORE_ERRORS = (errors.IntegrityError, errors.TransientStorageError)
+ANY_MEDIA = ("application/octet-stream", "*/*")
+"""By a file's name; of an unknown kind, the first."""
 FilePath = Annotated[
     str,
     Path(description="As the manifest has it.", examples=["images/0001.jpg"]),
@@ -51,8 +62,12 @@ def add_file_routes(router: APIRouter) -> None:
         dependencies=[MayReadDatasets],
         response_model=wire.ManifestRead | wire.FilePage,
         responses={
-            304: {"description": "What the caller has (If-None-Match) is current."},
-            **describe(*READ_ERRORS, *_LINE_ERRORS, *_STORE_ERRORS),
+            200: with_headers(*CONTENT_HEADERS, "Link"),
+            304: {
+                "description": "What the caller has (If-None-Match) is current.",
+                **with_headers(*CONTENT_HEADERS),
+            },
+            **describe(*READ_ERRORS, *_LINE_ERRORS, *WITHDRAWN_ERRORS, *STORE_ERRORS),
         },
         operation_id="datasets_manifest",
     )
@@ -61,10 +76,10 @@ def add_file_routes(router: APIRouter) -> None:
             "/{name}/versions/{version}/files/{path:path}",
             file,
             methods=[method],
-            dependencies=[MayReadDatasets],
+            dependencies=[MayReadDatasets, Downloading],
             response_class=Response,
             responses={
-                **describe_bytes(("application/octet-stream",), ranges=True),
+                **describe_bytes(ANY_MEDIA, method, ranges=True),
                 **describe(
                     *READ_ERRORS, *_LINE_ERRORS, errors.InvalidPathError, *BYTE_ERRORS
                 ),
@@ -77,7 +92,10 @@ def add_file_routes(router: APIRouter) -> None:
         methods=["GET"],
         dependencies=[MayReadDatasets],
         response_model=wire.DiffRead,
-        responses=describe(*READ_ERRORS, *_LINE_ERRORS, *_STORE_ERRORS),
+        responses={
+            200: with_headers("Link"),
+            **describe(*READ_ERRORS, *_LINE_ERRORS, *WITHDRAWN_ERRORS, *STORE_ERRORS),
+        },
         operation_id="datasets_diff",
     )
 
@@ -94,7 +112,7 @@ def manifest(
     Whole, it is the canonical document, whose bytes `manifest_cid` names. With `page`
     or `page_size` it comes page by page, for people.
     """
-    found = gateway.datasets.version(name, parse_version(version))
+    found = _served(gateway, name, version, allow_blocked=query.allow_blocked)
     if query.page is None and query.page_size is None:
         return _whole_manifest(gateway, found, request)
     page = gateway.datasets.files(
@@ -115,6 +133,8 @@ async def file(
     path: FilePath,
     request: Request,
     gateway: GatewayDep,
+    *,
+    allow_blocked: AllowBlocked = False,
 ) -> Response:
     """Return one file of an archive, checked against the CID that its manifest names.
 
@@ -122,7 +142,7 @@ async def file(
     """
 
     def find() -> Member:
-        found = gateway.datasets.version(name, parse_version(version))
+        found = _served(gateway, name, version, allow_blocked=allow_blocked)
         return gateway.datasets.find_file(found, path)
 
     member = await run_in_threadpool(find)
@@ -153,10 +173,9 @@ def diff(
 
     Files with another path and the same content are renamed.
     """
-    service = gateway.datasets
-    difference = service.compare(
-        service.version(name, parse_version(query.before)),
-        service.version(name, parse_version(query.after)),
+    difference = gateway.datasets.compare(
+        _served(gateway, name, query.before, allow_blocked=query.allow_blocked),
+        _served(gateway, name, query.after, allow_blocked=query.allow_blocked),
     )
     files = None
     if difference.files is not None:
@@ -171,11 +190,18 @@ def diff(
     )
 
 
+def _served(
+    gateway: Gateway, name: str, version: str, *, allow_blocked: bool
+) -> Version:
+    """Return a dataset's version, whose files may be handed out."""
+    found = gateway.datasets.version(name, parse_version(version))
+    return require_served(found, allow_blocked=allow_blocked)
+
+
 def _whole_manifest(gateway: Gateway, version: Version, request: Request) -> Response:
     content = gateway.datasets.manifest(version)
     headers = {
         **content_headers(version, str(version.manifest_cid), len(content), IMMUTABLE),
-        "X-Content-Type-Options": "nosniff",
     }
     if names(request.headers.get("if-none-match", ""), headers["ETag"]):
         return Response(status_code=304, headers=headers)

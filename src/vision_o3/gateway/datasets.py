@@ -10,12 +10,16 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from vision_o3.db.queries import LineFilters
+from vision_o3.gateway.contract import with_headers
 from vision_o3.gateway.dataset_files import add_file_routes
 from vision_o3.gateway.deps import (
-    DatasetReader,
-    DatasetWriter,
     GatewayDep,
     MayReadDatasets,
+    MayWriteDatasets,
+    ReadsSomeDatasets,
+    SomeDatasetReader,
+    SomeDatasetWriter,
+    Uploading,
 )
 from vision_o3.gateway.problems import describe
 from vision_o3.gateway.retrieval import (
@@ -31,6 +35,7 @@ from vision_o3.gateway.uploads import (
     describe_publishing,
     receive_and_publish,
 )
+from vision_o3.gateway.withdrawals import add_withdrawal_routes
 from vision_o3.registry.values import Version
 from vision_o3.schemas import datasets as wire
 
@@ -57,7 +62,10 @@ def _read(version: Version) -> wire.DatasetVersionRead:
 
 _SHAPE = Shape(
     collection="datasets",
+    scope="dataset:read",
     reader=MayReadDatasets,
+    reader_of_some=ReadsSomeDatasets,
+    writer=MayWriteDatasets,
     service=lambda gateway: gateway.datasets,
     read=wire.DatasetVersionRead,
     page=wire.DatasetPage,
@@ -70,10 +78,14 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
 @router.post(
     "",
     operation_id="datasets_publish",
+    dependencies=[Uploading],
     **describe_publishing(_FIELDS, wire.DatasetPublished),
 )
 async def publish(
-    request: Request, response: Response, principal: DatasetWriter, gateway: GatewayDep
+    request: Request,
+    response: Response,
+    principal: SomeDatasetWriter,
+    gateway: GatewayDep,
 ) -> wire.DatasetPublished:
     """Publish a file as the next version of a dataset.
 
@@ -96,13 +108,13 @@ async def publish(
     "",
     operation_id="datasets_list",
     response_model=wire.DatasetPage,
-    responses=describe(*READ_ERRORS),
+    responses={200: with_headers("Link"), **describe(*READ_ERRORS)},
 )
 def list_datasets(
     query: Annotated[wire.DatasetQuery, Query()],
     request: Request,
     response: Response,
-    _: DatasetReader,
+    principal: SomeDatasetReader,
     gateway: GatewayDep,
 ) -> object:
     """Return the latest version of each dataset that passes all filters."""
@@ -114,8 +126,9 @@ def list_datasets(
         annotations=query.annotations,
         has_class=query.has_class,
     )
-    return list_page(_SHAPE, query, filters, request, response, gateway)
+    return list_page(_SHAPE, query, filters, request, response, principal, gateway)
 
 
 add_retrieval_routes(router, _SHAPE)
+add_withdrawal_routes(router, _SHAPE)
 add_file_routes(router)

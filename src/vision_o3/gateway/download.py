@@ -28,6 +28,8 @@ IMMUTABLE = "private, max-age=31536000, immutable"
 LATEST = "private, no-cache"
 """A copy may be kept, but the gateway is asked whether it is still the latest."""
 
+NOT_KEPT = "private, no-store"
+
 _RANGE = re.compile(r"bytes\s*=\s*(\d{0,19})\s*-\s*(\d{0,19})\s*", re.IGNORECASE)
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9._ ()+,=@-]")
 _ETAG = re.compile(r'(?:W/)?("[^"]*")')
@@ -71,9 +73,14 @@ def content_headers(
     version: Version, cid: str, size: int, cache_control: str
 ) -> dict[str, str]:
     """Return the headers that say what bytes are, and what they belong to."""
+    withdrawal = version.withdrawal
+    deprecation = {}
+    if withdrawal is not None and version.is_deprecated:
+        deprecation = {"Deprecation": f"@{int(withdrawal.at.timestamp())}"}  # RFC 9745
     return {
+        **deprecation,
         "ETag": f'"{cid}"',
-        "Cache-Control": cache_control,
+        "Cache-Control": NOT_KEPT if version.is_blocked else cache_control,
         "X-Vision-O3-CID": cid,
         "X-Vision-O3-Name": version.name,
         "X-Vision-O3-Version": str(version.version),
@@ -106,7 +113,6 @@ def plan_reply(
         "Accept-Ranges": "bytes",
         "Content-Disposition": _attachment(content.filename),
         "Content-Type": content.media_type,
-        "X-Content-Type-Options": "nosniff",
     }
     if content.cid.is_raw:  # its digest is that of the file's bytes
         digest = base64.b64encode(content.cid.digest).decode()

@@ -7,7 +7,16 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from vision_o3.db.queries import LineFilters
-from vision_o3.gateway.deps import GatewayDep, MayReadModels, ModelReader, ModelWriter
+from vision_o3.gateway.contract import with_headers
+from vision_o3.gateway.deps import (
+    GatewayDep,
+    MayReadModels,
+    MayWriteModels,
+    ReadsSomeModels,
+    SomeModelReader,
+    SomeModelWriter,
+    Uploading,
+)
 from vision_o3.gateway.problems import describe
 from vision_o3.gateway.retrieval import (
     READ_ERRORS,
@@ -18,19 +27,19 @@ from vision_o3.gateway.retrieval import (
 )
 from vision_o3.gateway.uploads import (
     COMMON_FIELDS,
+    LABEL,
     FormField,
     describe_publishing,
     receive_and_publish,
 )
+from vision_o3.gateway.withdrawals import add_withdrawal_routes
 from vision_o3.registry.values import Version
 from vision_o3.schemas import models as wire
 
 _FIELDS = {
     **COMMON_FIELDS,
-    "framework": FormField("framework", {"type": "string", "examples": ["onnx"]}),
-    "model_type": FormField(
-        "model_type", {"type": "string", "examples": ["detection"]}
-    ),
+    "framework": FormField("framework", {**LABEL, "examples": ["onnx"]}),
+    "model_type": FormField("model_type", {**LABEL, "examples": ["detection"]}),
     "file_format": FormField(
         "file_format",
         {
@@ -53,7 +62,10 @@ def _read(version: Version) -> wire.ModelVersionRead:
 
 _SHAPE = Shape(
     collection="models",
+    scope="model:read",
     reader=MayReadModels,
+    reader_of_some=ReadsSomeModels,
+    writer=MayWriteModels,
     service=lambda gateway: gateway.models,
     read=wire.ModelVersionRead,
     page=wire.ModelPage,
@@ -66,10 +78,14 @@ router = APIRouter(prefix="/models", tags=["models"])
 @router.post(
     "",
     operation_id="models_publish",
+    dependencies=[Uploading],
     **describe_publishing(_FIELDS, wire.ModelPublished),
 )
 async def publish(
-    request: Request, response: Response, principal: ModelWriter, gateway: GatewayDep
+    request: Request,
+    response: Response,
+    principal: SomeModelWriter,
+    gateway: GatewayDep,
 ) -> wire.ModelPublished:
     """Publish a file as the next version of a model.
 
@@ -91,13 +107,13 @@ async def publish(
     "",
     operation_id="models_list",
     response_model=wire.ModelPage,
-    responses=describe(*READ_ERRORS),
+    responses={200: with_headers("Link"), **describe(*READ_ERRORS)},
 )
 def list_models(
     query: Annotated[wire.ModelQuery, Query()],
     request: Request,
     response: Response,
-    _: ModelReader,
+    principal: SomeModelReader,
     gateway: GatewayDep,
 ) -> object:
     """Return the latest version of each model that passes all filters."""
@@ -111,7 +127,8 @@ def list_models(
         quantized=query.quantized,
         safety=query.safety,
     )
-    return list_page(_SHAPE, query, filters, request, response, gateway)
+    return list_page(_SHAPE, query, filters, request, response, principal, gateway)
 
 
 add_retrieval_routes(router, _SHAPE)
+add_withdrawal_routes(router, _SHAPE)

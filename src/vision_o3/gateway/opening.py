@@ -13,7 +13,7 @@ from vision_o3.registry.claims import Timing
 from vision_o3.registry.spool import Spool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from vision_o3.settings import Settings
 
@@ -40,15 +40,21 @@ def timing_of(settings: Settings) -> Timing:
 
 
 @contextmanager
-def open_database(settings: Settings) -> Iterator[Database]:
+def open_database(
+    settings: Settings, on_failure: Callable[[], None] | None = None
+) -> Iterator[Database]:
     """Yield the database that the settings name.
+
+    Args:
+        settings: All settings.
+        on_failure: As for ``Database``.
 
     Raises:
         ConfigurationError: It has not this version's tables.
         DatabaseUnavailableError: It cannot be reached.
     """
     check_migrated(settings)
-    database = Database(settings.database_url.get_secret_value())
+    database = Database(settings.database_url.get_secret_value(), on_failure=on_failure)
     try:
         yield database
     finally:

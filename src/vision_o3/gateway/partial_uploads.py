@@ -9,16 +9,17 @@ from functools import partial
 from typing import Annotated
 
 import anyio.to_thread
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from vision_o3 import errors
 from vision_o3.content.cid import CID
 from vision_o3.content.profile import UNIXFS_V1_2025
 from vision_o3.content.sidecar import max_sidecar_size
 from vision_o3.errors import InputError, InvalidRangeError, LimitExceededError
-from vision_o3.gateway.deps import GatewayDep, Uploader
-from vision_o3.gateway.forms import content_length, next_piece
+from vision_o3.gateway.bodies import Incoming
+from vision_o3.gateway.deps import GatewayDep, Uploader, Uploading
 from vision_o3.gateway.problems import describe
+from vision_o3.gateway.retrieval import CIDPath
 from vision_o3.registry.partial_uploads import PartialUpload
 from vision_o3.schemas.uploads import UploadRead
 
@@ -27,6 +28,9 @@ _ERRORS = (
     errors.PermissionDeniedError,
     errors.InputError,
     errors.InvalidCIDError,
+    errors.RateLimitedError,
+    errors.TooManyTransfersError,
+    errors.DatabaseUnavailableError,
     errors.StorageError,
 )
 _RECEIVING = (
@@ -48,7 +52,7 @@ _SIDECAR = {
     },
 }
 
-router = APIRouter(prefix="/uploads", tags=["uploads"])
+router = APIRouter(prefix="/uploads", tags=["uploads"], dependencies=[Uploading])
 
 
 def _read(upload: PartialUpload) -> UploadRead:
@@ -67,12 +71,14 @@ def _read(upload: PartialUpload) -> UploadRead:
     status_code=201,
     responses={
         200: {"model": UploadRead, "description": "It was begun before."},
-        **describe(*_ERRORS, *_RECEIVING, errors.LimitExceededError),
+        **describe(
+            *_ERRORS, *_RECEIVING, errors.LimitExceededError, errors.QuotaExceededError
+        ),
     },
     openapi_extra={"requestBody": _SIDECAR},
 )
 async def begin(
-    cid: str,
+    cid: CIDPath,
     request: Request,
     response: Response,
     principal: Uploader,
@@ -90,7 +96,7 @@ async def begin(
         principal.id,
         root,
         sidecar,
-        limiter=gateway.publishing,
+        limiter=gateway.scanning,
     )
     if not upload.created:
         response.status_code = 200
@@ -103,7 +109,7 @@ async def begin(
     responses=describe(*_ERRORS, errors.NotFoundError, errors.InvalidRangeError),
 )
 async def read(
-    cid: str,
+    cid: CIDPath,
     principal: Uploader,
     gateway: GatewayDep,
     start: Annotated[int, Query(ge=0, description="Look from this byte on.")] = 0,
@@ -119,7 +125,7 @@ async def read(
     find = partial(
         gateway.partial_uploads.find, principal.id, CID.parse(cid), start, end
     )
-    return _read(await anyio.to_thread.run_sync(find, limiter=gateway.publishing))
+    return _read(await anyio.to_thread.run_sync(find, limiter=gateway.scanning))
 
 
 @router.put(
@@ -133,7 +139,18 @@ async def read(
     openapi_extra={"requestBody": _SENT},
 )
 async def send(
-    cid: str, offset: str, request: Request, principal: Uploader, gateway: GatewayDep
+    cid: CIDPath,
+    offset: Annotated[
+        str,
+        Path(
+            description="Of the part's first byte.",
+            examples=["1048576"],
+            json_schema_extra={"pattern": "^(0|[1-9][0-9]{0,17})$"},
+        ),
+    ],
+    request: Request,
+    principal: Uploader,
+    gateway: GatewayDep,
 ) -> None:
     """Send a part of any number of whole leaves, from a byte on.
 
@@ -145,16 +162,16 @@ async def send(
     root = CID.parse(cid)
     if not (offset.isascii() and offset.isdigit() and len(offset) <= len(str(1 << 63))):
         raise InvalidRangeError(f"{offset[:32]!r} is not where a part can begin.")
-    size = content_length(request)
+    incoming = Incoming(request, gateway.settings.stall_timeout_s)
+    size = incoming.announced
     if not size:
         raise InputError("The part does not say its length: send Content-Length.")
-    timeout_s = gateway.settings.stall_timeout_s
     async with gateway.partial_uploads.open_part(
         principal.id, root, int(offset), size
     ) as writer:
         ended = False
         while not ended:
-            piece, ended = await next_piece(request, timeout_s)
+            piece, ended = await incoming.next_piece()
             await writer.write(piece)
         await writer.finish()
 
@@ -166,7 +183,7 @@ async def send(
     response_class=Response,
     responses=describe(*_ERRORS, errors.NotFoundError, errors.UploadInProgressError),
 )
-def forget(cid: str, principal: Uploader, gateway: GatewayDep) -> None:
+def forget(cid: CIDPath, principal: Uploader, gateway: GatewayDep) -> None:
     """Remove what of an upload is in."""
     gateway.partial_uploads.forget(principal.id, CID.parse(cid))
 
@@ -174,12 +191,13 @@ def forget(cid: str, principal: Uploader, gateway: GatewayDep) -> None:
 async def _receive_sidecar(request: Request, gateway: GatewayDep) -> bytes:
     largest = min(gateway.settings.max_upload_bytes, UNIXFS_V1_2025.max_size)
     limit = max_sidecar_size(largest)
+    incoming = Incoming(request, gateway.settings.stall_timeout_s)
     sidecar = bytearray()
     ended = False
     while not ended:
-        piece, ended = await next_piece(request, gateway.settings.stall_timeout_s)
+        piece, ended = await incoming.next_piece()
         sidecar += piece
-        if max(len(sidecar), content_length(request) or 0) > limit:
+        if max(len(sidecar), incoming.announced or 0) > limit:
             raise LimitExceededError(
                 f"The sidecar is longer than the {limit} bytes that that of the "
                 "largest accepted file has (VISION_O3_MAX_UPLOAD_BYTES).",

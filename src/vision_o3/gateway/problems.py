@@ -15,8 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vision_o3 import errors
+from vision_o3.gateway.contract import complete, problem_responses
 from vision_o3.gateway.middleware import request_id_of
-from vision_o3.schemas.problems import FieldError, Problem
+from vision_o3.gateway.redaction import Redaction
+from vision_o3.schemas.problems import MEDIA_TYPE, FieldError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MEDIA_TYPE = "application/problem+json"
 _MAX_ERRORS = 20
 """Field errors that one answer lists."""
 _SHOWN_VALUES = frozenset(
@@ -32,6 +33,7 @@ _SHOWN_VALUES = frozenset(
 )
 """Facts of errors that may be shown; others, such as keys, are the operator's."""
 
+_REDACT = Redaction()
 _log = structlog.get_logger(__name__)
 
 
@@ -59,12 +61,17 @@ _TABLE: Mapping[type[errors.VisionO3Error], _Row] = {
     errors.InputError: _Row(422),
     errors.InvalidRangeError: _Row(416),
     errors.IncompleteUploadError: _Row(400),
+    errors.MalformedRequestError: _Row(400),
     errors.LimitExceededError: _Row(413),
+    errors.HeadTooLargeError: _Row(431),
     errors.AuthError: _Row(403),
     errors.UnauthenticatedError: _Row(401),
     errors.PermissionDeniedError: _Row(403),
     errors.NotFoundError: _Row(404),
     errors.ObjectNotFoundError: _DAMAGED,
+    errors.WithdrawnError: _Row(410),
+    errors.VersionBlockedError: _Row(403),
+    errors.VersionPurgedError: _Row(410),
     errors.ConflictError: _Row(409),
     errors.UploadInProgressError: _Row(409, retry_after_s=2),
     errors.IntegrityError: _DAMAGED,
@@ -75,6 +82,10 @@ _TABLE: Mapping[type[errors.VisionO3Error], _Row] = {
         503, "The gateway's storage cannot be reached now.", retry_after_s=5
     ),
     errors.StorageFullError: _Row(507),
+    errors.QuotaExceededError: _Row(403),
+    errors.RateLimitedError: _Row(429, retry_after_s=1),
+    errors.TooManyTransfersError: _Row(429, retry_after_s=2),
+    errors.RequestTimeoutError: _Row(408, retry_after_s=1),
     errors.DatabaseUnavailableError: _Row(
         503, "The gateway's database cannot be reached now.", retry_after_s=5
     ),
@@ -93,33 +104,9 @@ def status_of(error_class: type[errors.VisionO3Error]) -> int:
 def describe(*error_classes: type[errors.VisionO3Error]) -> dict[int | str, Any]:
     """Return the ``responses`` of a route that may answer these errors.
 
-    Every route may also answer ``internal``, which is included.
+    What any route may answer, or any that needs a token, need not be among them.
     """
-    by_status: dict[int, list[type[errors.VisionO3Error]]] = {}
-    for error_class in (*error_classes, errors.VisionO3Error):
-        by_status.setdefault(status_of(error_class), []).append(error_class)
-    return {
-        status: {
-            "description": " · ".join(
-                f"`{found.code}`: {(found.__doc__ or '').splitlines()[0]}"
-                for found in classes
-            ),
-            "content": {
-                MEDIA_TYPE: {
-                    "schema": {"$ref": "#/components/schemas/Problem"},
-                    "example": {
-                        "type": "about:blank",
-                        "title": http.HTTPStatus(status).phrase,
-                        "status": status,
-                        "detail": "What was wrong, and what to do.",
-                        "code": classes[0].code,
-                        "request_id": "0b0e7f3c5d1e4a0f9d3a6c2b",
-                    },
-                }
-            },
-        }
-        for status, classes in sorted(by_status.items())
-    }
+    return dict(problem_responses(error_classes, status_of).items())
 
 
 def install(app: FastAPI) -> None:
@@ -129,15 +116,19 @@ def install(app: FastAPI) -> None:
     handlers[RequestValidationError] = _answer_validation
     handlers[HTTPException] = _answer_http
     app.add_middleware(LastResort)
+    complete(app, status_of)
 
 
 def _row_of(error_class: type[errors.VisionO3Error]) -> _Row:
     return next(_TABLE[cls] for cls in error_class.__mro__ if cls in _TABLE)
 
 
-def _answer_ours(request: Request, error: errors.VisionO3Error) -> Response:
+def render(
+    error: errors.VisionO3Error, request_id: str
+) -> tuple[int, dict[str, str], bytes]:
+    """Return the status, headers and body of the answer that an error is."""
     row = _row_of(type(error))
-    headers: dict[str, str] = {}
+    headers = {"Content-Type": MEDIA_TYPE}
     retry_after_s = error.values.get("retry_after_s", row.retry_after_s)
     if retry_after_s is not None:
         headers["Retry-After"] = str(retry_after_s)
@@ -145,6 +136,16 @@ def _answer_ours(request: Request, error: errors.VisionO3Error) -> Response:
         headers["WWW-Authenticate"] = error.values.get("challenge", "Bearer")
     if isinstance(error, errors.InvalidRangeError) and "size" in error.values:
         headers["Content-Range"] = f"bytes */{error.values['size']}"
+    shown = {k: v for k, v in error.values.items() if k in _SHOWN_VALUES}
+    if isinstance(error, errors.WithdrawnError):
+        shown["reason"] = error.values.get("reason", "")
+    code = errors.VisionO3Error.code if row is _INTERNAL else error.code
+    detail = row.detail or error.message
+    return row.status, headers, _document(request_id, row.status, code, detail, shown)
+
+
+def _answer_ours(request: Request, error: errors.VisionO3Error) -> Response:
+    row = _row_of(type(error))
     if row.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
         corrupt = isinstance(error, errors.IntegrityError)
         _log.error(
@@ -153,11 +154,11 @@ def _answer_ours(request: Request, error: errors.VisionO3Error) -> Response:
             reason=error.message,
             exc_info=row is _INTERNAL,
         )
-    shown = {k: v for k, v in error.values.items() if k in _SHOWN_VALUES}
-    code = errors.VisionO3Error.code if row is _INTERNAL else error.code
-    return _problem(
-        request, row.status, code, row.detail or error.message, headers, **shown
-    )
+    status, headers, content = render(error, request_id_of(request.scope))
+    # What is logged and counted of the request.
+    request.state.code = errors.VisionO3Error.code if row is _INTERNAL else error.code
+    request.state.refusal = error.values.get("refused")
+    return Response(content, status, headers)
 
 
 def _answer_validation(request: Request, error: RequestValidationError) -> Response:
@@ -179,15 +180,22 @@ def _answer_validation(request: Request, error: RequestValidationError) -> Respo
 
 
 def _answer_http(request: Request, error: HTTPException) -> Response:
-    if error.status_code == http.HTTPStatus.NOT_FOUND:
+    if isinstance(error.__cause__, errors.VisionO3Error):
+        # FastAPI met it while it read the body, and calls it a body it cannot parse.
+        return _answer_ours(request, error.__cause__)
+    status = error.status_code
+    if status == http.HTTPStatus.NOT_FOUND:
         code, detail = errors.NotFoundError.code, "There is no such page. See /docs."
-    elif error.status_code == http.HTTPStatus.METHOD_NOT_ALLOWED:
+    elif status == http.HTTPStatus.METHOD_NOT_ALLOWED:
         code = "method_not_allowed"
         detail = f"This page does not know the method {request.method}. See /docs."
-        return _problem(request, error.status_code, code, detail, _allowed(request))
+        return _problem(request, status, code, detail, _allowed(request))
+    elif status == http.HTTPStatus.BAD_REQUEST:
+        status = status_of(errors.InputError)
+        code, detail = errors.InputError.code, "The body is not JSON that can be read."
     else:
         code, detail = errors.InputError.code, str(error.detail)
-    return _problem(request, error.status_code, code, detail, error.headers)
+    return _problem(request, status, code, detail, error.headers)
 
 
 def _allowed(request: Request) -> dict[str, str]:
@@ -240,13 +248,21 @@ def _problem(
     headers: Mapping[str, str] | None = None,
     **values: object,
 ) -> Response:
+    request.state.code = code
+    content = _document(request_id_of(request.scope), status, code, detail, values)
+    return Response(content, status, headers, media_type=MEDIA_TYPE)
+
+
+def _document(
+    request_id: str, status: int, code: str, detail: str, values: Mapping[str, object]
+) -> bytes:
     document = Problem(
         title=http.HTTPStatus(status).phrase,
         status=status,
         detail=detail,
         code=code,
-        request_id=request_id_of(request.scope),
+        request_id=request_id,
     ).model_dump(exclude_none=True)
     # ASCII only: a lone surrogate in a caller's text must not fail here.
-    content = json.dumps({**document, **values}).encode()
-    return Response(content, status, headers, media_type=MEDIA_TYPE)
+    # A token that a caller has put in a wrong place is not shown in the answer either.
+    return _REDACT(json.dumps({**document, **values})).encode()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, aclosing, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,20 @@ import anyio.to_thread
 from vision_o3 import errors
 from vision_o3.content.cid import CID
 from vision_o3.errors import InputError
+from vision_o3.gateway.contract import with_headers
 from vision_o3.gateway.forms import CID_FIELD, FILE, receive_form
 from vision_o3.gateway.problems import describe
 from vision_o3.gateway.retrieval import path_of
-from vision_o3.registry.values import Published, Submission
-from vision_o3.schemas.versions import split_tags
+from vision_o3.registry.permissions import ADMIN
+from vision_o3.registry.values import (
+    MAX_DESCRIPTION,
+    MAX_LABEL,
+    MAX_TAGS,
+    Published,
+    Submission,
+)
+from vision_o3.registry.watching import Step
+from vision_o3.schemas.versions import CID_PATTERN, NAME_PATTERN, split_tags
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,10 +34,11 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from vision_o3.gateway.auth import Principal
     from vision_o3.gateway.deps import Gateway
     from vision_o3.gateway.forms import Fields
+    from vision_o3.registry.permissions import Principal
     from vision_o3.registry.services import ArtifactService
+    from vision_o3.settings import Settings
 
 
 _ERRORS = (
@@ -42,12 +52,17 @@ _ERRORS = (
     errors.CIDMismatchError,
     errors.IncompleteUploadError,
     errors.LimitExceededError,
+    errors.VersionBlockedError,
+    errors.VersionPurgedError,
     errors.UploadInProgressError,
     errors.ContentNeededError,
     errors.TransientStorageError,
     errors.DatabaseUnavailableError,
     errors.GatewayBusyError,
     errors.StorageFullError,
+    errors.RateLimitedError,
+    errors.TooManyTransfersError,
+    errors.QuotaExceededError,
 )
 
 
@@ -64,14 +79,25 @@ class FormField:
     schema: dict[str, Any]
 
 
+LABEL = {
+    "type": "string",
+    "maxLength": MAX_LABEL,
+    "pattern": "^[A-Za-z0-9_][A-Za-z0-9_ .+:/-]*$",
+}
 COMMON_FIELDS = {
-    "name": FormField("name", {"type": "string", "examples": ["yolov11-nano"]}),
-    "description": FormField("description", {"type": "string"}),
+    "name": FormField(
+        "name",
+        {"type": "string", "pattern": NAME_PATTERN, "examples": ["yolov11-nano"]},
+    ),
+    "description": FormField(
+        "description", {"type": "string", "maxLength": MAX_DESCRIPTION}
+    ),
     "tags": FormField(
         "tags",
         {
             "type": "array",
-            "items": {"type": "string"},
+            "items": LABEL,
+            "maxItems": MAX_TAGS,
             "description": "Repeated, or separated by commas.",
         },
     ),
@@ -79,6 +105,7 @@ COMMON_FIELDS = {
         "declared_cid",
         {
             "type": "string",
+            "pattern": CID_PATTERN,
             "description": "Refuse the upload unless the bytes have this CID. "
             "Without `file`: publish the bytes of this CID that the gateway has.",
         },
@@ -99,9 +126,15 @@ def describe_publishing(
     form = {
         "type": "object",
         "required": ["name"],
-        "anyOf": [{"required": [FILE]}, {"required": [CID_FIELD]}],
         "additionalProperties": False,
-        "properties": {**properties, FILE: {"type": "string", "format": "binary"}},
+        "properties": {
+            **properties,
+            FILE: {
+                "type": "string",
+                "format": "binary",
+                "description": f"May be left out if `{CID_FIELD}` names it.",
+            },
+        },
     }
     return {
         "status_code": 201,
@@ -109,7 +142,9 @@ def describe_publishing(
             200: {
                 "model": answer,
                 "description": "The latest version has this content already.",
+                **with_headers("Location"),
             },
+            201: with_headers("Location"),
             **describe(*_ERRORS),
         },
         "openapi_extra": {
@@ -145,15 +180,21 @@ async def receive_and_publish(
     Raises:
         VisionO3Error: As ``receive_form``, ``Submission`` and
             ``ArtifactService.publish`` say; ``ContentNeededError`` if there is no file
-            and the gateway does not have it.
+            and the gateway does not have it; ``PermissionDeniedError`` if the principal
+            may not publish to the line.
     """
-    submit = partial(_submission, fields, principal.id)
+    collection = service.collection.name
+    submit = partial(_submission, fields, collection, principal, gateway.settings)
 
     def check(so_far: Fields, filename: str | None) -> None:
         if "name" in so_far:
             submit(so_far, filename)
 
-    async with receive_form(request, gateway.spool, gateway.form_limits, check) as form:
+    async with AsyncExitStack() as received:
+        with gateway.watcher.step(Step.RECEIVE):
+            form = await received.enter_async_context(
+                receive_form(request, gateway.spool, gateway.form_limits, check)
+            )
         submission = submit(form.fields, form.filename)
         if form.spooled is None:
             published = await _publish_known(gateway, service, principal, submission)
@@ -179,10 +220,18 @@ async def _publish_known(
         raise InputError("The form has neither a file nor the CID of one.")
 
     # Naming a CID proves nothing: who may not read learns nothing by it.
-    may_read = f"{service.collection.name.removesuffix('s')}:read" in principal.scopes
+    reading = f"{_kind(service.collection.name)}:read"
+    may_read = principal.has_any(reading)
+
+    def reads(collection: str, line: str) -> bool:
+        return principal.may(f"{_kind(collection)}:read", line)
 
     def publish_partial() -> Published | None:
-        latest = service.find_latest(submission.name, cid) if may_read else None
+        # Told before the bytes are asked for: who has a bad link sent nothing in vain.
+        service.check_may_publish(submission, reads)
+        latest = None
+        if principal.may(reading, submission.name):
+            latest = service.find_latest(submission.name, cid)
         if latest is not None:
             with suppress(errors.NotFoundError, errors.UploadInProgressError):
                 gateway.partial_uploads.forget(principal.id, cid)
@@ -195,7 +244,8 @@ async def _publish_known(
     )
     if published is None and may_read:
         async with gateway.copying:
-            published = await _publish_stored(gateway, service, submission, cid)
+            lines = principal.lines(reading)
+            published = await _publish_stored(gateway, service, submission, cid, lines)
     if published is None:
         raise errors.ContentNeededError(
             f"The gateway does not have {cid}. Send the bytes first, in parts (PUT "
@@ -205,13 +255,27 @@ async def _publish_known(
     return published
 
 
+def _kind(collection: str) -> str:
+    """Return what scopes call the members of a collection."""
+    return collection.removesuffix("s")
+
+
 async def _publish_stored(
-    gateway: Gateway, service: ArtifactService, submission: Submission, cid: CID
+    gateway: Gateway,
+    service: ArtifactService,
+    submission: Submission,
+    cid: CID,
+    lines: frozenset[str] | None,
 ) -> Published | None:
-    """Publish content of another version of the collection, read and verified anew."""
+    """Publish content of another version of the collection, read and verified anew.
+
+    If lines are named, only of a version of these.
+    """
     try:
-        version = await anyio.to_thread.run_sync(service.by_cid, cid)
+        version = await anyio.to_thread.run_sync(service.by_cid, cid, lines)
     except errors.NotFoundError:
+        return None
+    if version.is_purged:
         return None
     async with gateway.spool.open(version.file_size) as writer:
         try:
@@ -230,10 +294,18 @@ async def _publish_stored(
 
 def _submission(
     known: Mapping[str, FormField],
-    publisher: str,
+    collection: str,
+    principal: Principal,
+    settings: Settings,
     fields: Fields,
     filename: str | None,
 ) -> Submission:
+    """Return what the form says, once it is clear that the principal may say it.
+
+    Raises:
+        InputError: A field is unknown, given twice, or not acceptable.
+        PermissionDeniedError: Not to this line.
+    """
     values: dict[str, Any] = {}
     for name, given in fields.items():
         if name not in known:
@@ -253,4 +325,23 @@ def _submission(
     if "declared_cid" in values:
         values["declared_cid"] = CID.parse(values["declared_cid"])
     values.setdefault("filename", filename)
-    return Submission(publisher=publisher, **values)
+    submission = Submission(
+        publisher=principal.id,
+        address=principal.address,
+        request_id=principal.request_id,
+        is_admin=ADMIN in principal.scopes,
+        max_versions=_own(principal.max_versions, settings.max_versions_per_user),
+        max_bytes=_own(principal.max_bytes, settings.max_bytes_per_user),
+        **values,
+    )
+    scope = f"{_kind(collection)}:write"
+    principal.require(scope, submission.name)
+    owner_only = settings.publish_to == "own" and not principal.owns_all(
+        scope, submission.name
+    )
+    return replace(submission, owner_only=owner_only)
+
+
+def _own(quota: int | None, common: int) -> int:
+    """Return a user's own quota, if they have one, else that of all."""
+    return common if quota is None else quota
