@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, Iterator, List, Tuple
 
 import pytest
 
 from tests.fakes.fake_gateway import FakeGateway, InMemoryTransport
+from vision_o3.sdk import cli
 from vision_o3.sdk.client import VisionO3Client
 from vision_o3.sdk.retry import RetryPolicy
 
 MIB = 1 << 20
+
+
+Run = Callable[..., Tuple[int, str, str]]
 
 
 class FakeClock:
@@ -92,3 +97,25 @@ def cached_files(directory: Path) -> List[Path]:
         for path in sorted(directory.rglob("*"))
         if path.is_file() and not {"resolved", "partial"} & set(path.parts)
     ]
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path,
+    served: FakeGateway,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Run:
+    """Run a command against the gateway; return exit code, output and errors."""
+    for name in list(os.environ):
+        if name.startswith("VISION_O3"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("VISION_O3_URL", served.url)
+    monkeypatch.setenv("VISION_O3_CACHE", str(tmp_path / "cache"))
+
+    def run_command(*words: str) -> Tuple[int, str, str]:
+        code = cli.main(words)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_command

@@ -171,14 +171,14 @@ def test_cancelled_task_ends_its_transfer(gateway: FakeGateway, tmp_path: Path) 
         ended: List[BaseException] = []
         original = client._client.download_model
 
-        def watched(*arguments: Any) -> Path:
+        def watched(*arguments: Any, **options: Any) -> Path:
             try:
-                return original(*arguments)
+                return original(*arguments, **options)
             except BaseException as error:
                 ended.append(error)
                 raise
 
-        client._client.download_model = watched  # type: ignore[assignment] # to see
+        client._client.download_model = watched  # type: ignore[method-assign] # to see
         task = asyncio.ensure_future(client.download_model("m"))
         await reached(held.reached)
         task.cancel()

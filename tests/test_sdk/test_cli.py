@@ -1,17 +1,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import stat
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Set, Tuple, Type
+from typing import Any, Dict, List, Set, Tuple, Type
 
 import pytest
 
 from tests.fakes.fake_gateway import FakeGateway, flip
-from tests.test_sdk.conftest import MIB, content_of
+from tests.test_sdk.conftest import MIB, Run, content_of
 from vision_o3 import errors
 from vision_o3.content.dag import cid_of_bytes
 from vision_o3.sdk import cli
@@ -19,31 +18,8 @@ from vision_o3.sdk.client import VisionO3Client
 from vision_o3.sdk.completion import walk
 from vision_o3.sdk.environment import open_client
 
-Run = Callable[..., Tuple[int, str, str]]
 CONTENT = content_of(3 * MIB + 7)
 REPOSITORY = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture
-def run(
-    tmp_path: Path,
-    served: FakeGateway,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Run:
-    """Run a command against the gateway; return exit code, output and errors."""
-    for name in list(os.environ):
-        if name.startswith("VISION_O3"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("VISION_O3_URL", served.url)
-    monkeypatch.setenv("VISION_O3_CACHE", str(tmp_path / "cache"))
-
-    def run_command(*words: str) -> Tuple[int, str, str]:
-        code = cli.main(words)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_command
 
 
 def test_ls_shows_a_row_a_model(run: Run, served: FakeGateway) -> None:

@@ -53,7 +53,13 @@ def completed_by_bash(script_path: Path, *words: str) -> List[str]:
         (["pull", "-o", "a f"], ["a file.onnx"]),
         (["push", "a f"], ["a file.onnx"]),
         (["push", "--name", "a f"], []),
-        (["dataset", "diff", "--"], ["--help", "--json", *NETWORK]),
+        (
+            ["dataset", "diff", "--"],
+            ["--allow-blocked", "--help", "--json", *NETWORK],
+        ),
+        (["dep"], ["deprecate"]),
+        (["dataset", "un"], ["unblock"]),
+        (["block", "text-detector", "1", "--r"], ["--reason"]),
     ],
 )
 def test_bash_completes(tmp_path: Path, words: List[str], expected: List[str]) -> None:

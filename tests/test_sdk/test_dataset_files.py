@@ -421,7 +421,7 @@ def test_tells_progress_of_one_file(make_client: MakeClient) -> None:
 def test_a_file_that_another_process_drops_is_fetched_again(
     gateway: FakeGateway, client: VisionO3Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = client._files.download
+    honest = client._files(allow_blocked=False).download
     dropped: List[Path] = []
 
     def drop_once(*arguments: Any) -> Path:
@@ -431,7 +431,7 @@ def test_a_file_that_another_process_drops_is_fetched_again(
             path.unlink()
         return path
 
-    monkeypatch.setattr(client._files, "download", drop_once)
+    monkeypatch.setattr(client._files(allow_blocked=False), "download", drop_once)
     with client.open_dataset_file("d", "leaf.bin") as file:
         assert file.read() == FILES["leaf.bin"]
     assert gateway.count("leaf.bin") == 2
@@ -443,7 +443,7 @@ def test_a_file_that_cannot_be_opened(
     client: VisionO3Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     path = tmp_path / "none" if fault == "gone" else tmp_path
-    monkeypatch.setattr(client._files, "download", lambda *_: path)
+    monkeypatch.setattr(client._files(allow_blocked=False), "download", lambda *_: path)
     with pytest.raises(errors.CacheError):
         client.open_dataset_file("d", "leaf.bin")
 

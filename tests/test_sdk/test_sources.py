@@ -121,7 +121,7 @@ def test_a_bad_mirror_costs_one_leaf(
     asked = sum(seen.path.endswith("download") for seen in mirrors[0].seen)
     assert served(mirrors[0]) == asked <= 5
     assert served(mirrors[1]) + served(gateway) >= 41
-    assert served(mirrors[1]) >= 30
+    assert served(mirrors[1]) > 20
 
 
 def test_a_liar_is_left_alone_for_a_minute(

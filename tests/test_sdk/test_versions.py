@@ -28,7 +28,7 @@ def test_document_is_what_was_parsed(gateway: FakeGateway) -> None:
     given = document(gateway, created=True)
     del given["links"]
     parsed = parse_info(ModelInfo, given)
-    assert parsed.document() == {**given, "stale": False}
+    assert parsed.document() == {**given, "stale": False, "withdrawal": None}
     assert parse_info(ModelInfo, parsed.document()) == parsed
 
 

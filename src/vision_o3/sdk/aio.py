@@ -120,14 +120,32 @@ class AsyncVisionO3Client:
         return await self._run(self._client.get_model_info, name, version)
 
     async def download_model(
-        self, name: str, version: Optional[int] = None, verify: bool = True
+        self,
+        name: str,
+        version: Optional[int] = None,
+        verify: bool = True,
+        *,
+        allow_blocked: bool = False,
     ) -> Path:
         """Return the path of a version's file, by default the latest's."""
-        return await self._run(self._client.download_model, name, version, verify)
+        return await self._run(
+            self._client.download_model,
+            name,
+            version,
+            verify,
+            allow_blocked=allow_blocked,
+        )
 
-    async def download_model_by_cid(self, cid: str, verify: bool = True) -> Path:
+    async def download_model_by_cid(
+        self, cid: str, verify: bool = True, *, allow_blocked: bool = False
+    ) -> Path:
         """Return the path of the file that a CID names."""
-        return await self._run(self._client.download_model_by_cid, cid, verify)
+        return await self._run(
+            self._client.download_model_by_cid,
+            cid,
+            verify,
+            allow_blocked=allow_blocked,
+        )
 
     async def upload_model(
         self,
@@ -154,6 +172,18 @@ class AsyncVisionO3Client:
             cid=cid,
         )
 
+    async def deprecate_model(self, name: str, version: int, reason: str) -> ModelInfo:
+        """Have devices warned of a version, which is served as before; return it."""
+        return await self._run(self._client.deprecate_model, name, version, reason)
+
+    async def block_model(self, name: str, version: int, reason: str) -> ModelInfo:
+        """Have a version refused, to all who do not insist; return it."""
+        return await self._run(self._client.block_model, name, version, reason)
+
+    async def restore_model(self, name: str, version: int) -> None:
+        """Undo ``deprecate_model`` or ``block_model``."""
+        await self._run(self._client.restore_model, name, version)
+
     async def list_datasets(
         self, filters: Optional[Filters] = None
     ) -> List[DatasetInfo]:
@@ -167,14 +197,32 @@ class AsyncVisionO3Client:
         return await self._run(self._client.get_dataset_info, name, version)
 
     async def download_dataset(
-        self, name: str, version: Optional[int] = None, verify: bool = True
+        self,
+        name: str,
+        version: Optional[int] = None,
+        verify: bool = True,
+        *,
+        allow_blocked: bool = False,
     ) -> Path:
         """Return the path of a version's file."""
-        return await self._run(self._client.download_dataset, name, version, verify)
+        return await self._run(
+            self._client.download_dataset,
+            name,
+            version,
+            verify,
+            allow_blocked=allow_blocked,
+        )
 
-    async def download_dataset_by_cid(self, cid: str, verify: bool = True) -> Path:
+    async def download_dataset_by_cid(
+        self, cid: str, verify: bool = True, *, allow_blocked: bool = False
+    ) -> Path:
         """Return the path of a CID's file."""
-        return await self._run(self._client.download_dataset_by_cid, cid, verify)
+        return await self._run(
+            self._client.download_dataset_by_cid,
+            cid,
+            verify,
+            allow_blocked=allow_blocked,
+        )
 
     async def upload_dataset(
         self,
@@ -197,23 +245,68 @@ class AsyncVisionO3Client:
             cid=cid,
         )
 
+    async def deprecate_dataset(
+        self, name: str, version: int, reason: str
+    ) -> DatasetInfo:
+        """Have devices warned of a version, which is served as before; return it."""
+        return await self._run(self._client.deprecate_dataset, name, version, reason)
+
+    async def block_dataset(self, name: str, version: int, reason: str) -> DatasetInfo:
+        """Have a version refused, to all who do not insist; return it."""
+        return await self._run(self._client.block_dataset, name, version, reason)
+
+    async def restore_dataset(self, name: str, version: int) -> None:
+        """Undo ``deprecate_dataset`` or ``block_dataset``."""
+        await self._run(self._client.restore_dataset, name, version)
+
     async def get_dataset_manifest(
-        self, name: str, version: Optional[int] = None
+        self,
+        name: str,
+        version: Optional[int] = None,
+        *,
+        allow_blocked: bool = False,
     ) -> Manifest:
         """Return the list of an archive's files, verified."""
-        return await self._run(self._client.get_dataset_manifest, name, version)
+        return await self._run(
+            self._client.get_dataset_manifest,
+            name,
+            version,
+            allow_blocked=allow_blocked,
+        )
 
     async def download_dataset_file(
-        self, name: str, path: str, version: Optional[int] = None
+        self,
+        name: str,
+        path: str,
+        version: Optional[int] = None,
+        *,
+        allow_blocked: bool = False,
     ) -> Path:
         """Return the path of one file of an archive, verified."""
-        return await self._run(self._client.download_dataset_file, name, path, version)
+        return await self._run(
+            self._client.download_dataset_file,
+            name,
+            path,
+            version,
+            allow_blocked=allow_blocked,
+        )
 
     async def open_dataset_file(
-        self, name: str, path: str, version: Optional[int] = None
+        self,
+        name: str,
+        path: str,
+        version: Optional[int] = None,
+        *,
+        allow_blocked: bool = False,
     ) -> BinaryIO:
         """Return one file of an archive, open for reading, verified; close it."""
-        return await self._run(self._client.open_dataset_file, name, path, version)
+        return await self._run(
+            self._client.open_dataset_file,
+            name,
+            path,
+            version,
+            allow_blocked=allow_blocked,
+        )
 
     async def extract_dataset(
         self,
@@ -223,6 +316,7 @@ class AsyncVisionO3Client:
         paths: Optional[Sequence[str]] = None,
         *,
         overwrite: bool = False,
+        allow_blocked: bool = False,
     ) -> List[Path]:
         """Put the files of an archive below a directory; return their paths, sorted."""
         return await self._run(
@@ -232,13 +326,20 @@ class AsyncVisionO3Client:
             version,
             paths,
             overwrite=overwrite,
+            allow_blocked=allow_blocked,
         )
 
     async def compare_datasets(
-        self, name: str, before: int, after: int
+        self, name: str, before: int, after: int, *, allow_blocked: bool = False
     ) -> DatasetDifference:
         """Return what changed from one version to another: files and annotations."""
-        return await self._run(self._client.compare_datasets, name, before, after)
+        return await self._run(
+            self._client.compare_datasets,
+            name,
+            before,
+            after,
+            allow_blocked=allow_blocked,
+        )
 
     async def pin_model(self, name: str, version: Optional[int] = None) -> ModelInfo:
         """Keep a version from being removed for want of room; return that version."""
@@ -290,9 +391,13 @@ class AsyncVisionO3Client:
         """Return the bytes of all files in the cache."""
         return await self._run(self._client.get_cache_size)
 
-    async def download(self, info: VersionInfo, verify: bool = True) -> Path:
+    async def download(
+        self, info: VersionInfo, verify: bool = True, *, allow_blocked: bool = False
+    ) -> Path:
         """Return the path of a version's file."""
-        return await self._run(self._client.download, info, verify)
+        return await self._run(
+            self._client.download, info, verify, allow_blocked=allow_blocked
+        )
 
     async def _iterate(
         self, kind: Type[Info], filters: Optional[Filters]

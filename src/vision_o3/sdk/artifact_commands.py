@@ -1,4 +1,4 @@
-"""The commands that models and datasets have alike: ls, info, pull, push."""
+"""The commands that models and datasets have alike: from ls and pull to block."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ Commands = Any
 Work = Callable[["Namespace", "VisionO3Client"], Shown]
 Add = Callable[[Commands, str, Work, str], "ArgumentParser"]
 """Adds a command that needs a client, by name, work and summary."""
+Withdraw = Callable[["VisionO3Client", str, int, str], "VersionInfo"]
+"""Withdraws a version by name, number and reason."""
 
 
 class Kind(NamedTuple):
@@ -50,6 +52,9 @@ class Kind(NamedTuple):
         find: Returns what is known of a name and version.
         fetch: Returns the path of what a CID names.
         upload: Publishes a path under a name.
+        deprecate: Has devices warned of a version, for a reason.
+        block: Has a version refused, for a reason.
+        restore: Undoes both.
     """
 
     noun: str
@@ -58,8 +63,11 @@ class Kind(NamedTuple):
     fields: Tuple[str, ...]
     find_all: Callable[[VisionO3Client, Dict[str, Any]], Sequence[VersionInfo]]
     find: Callable[[VisionO3Client, str, Optional[int]], VersionInfo]
-    fetch: Callable[[VisionO3Client, str], Path]
+    fetch: Callable[..., Path]
     upload: Callable[..., VersionInfo]
+    deprecate: Withdraw
+    block: Withdraw
+    restore: Callable[[VisionO3Client, str, int], None]
 
 
 MODELS = Kind(
@@ -73,8 +81,11 @@ MODELS = Kind(
     fields=("framework", "model_type"),
     find_all=lambda client, filters: client.list_models(filters),
     find=lambda client, name, version: client.get_model_info(name, version),
-    fetch=lambda client, cid: client.download_model_by_cid(cid),
+    fetch=lambda client, cid, **more: client.download_model_by_cid(cid, **more),
     upload=lambda client, path, name, **more: client.upload_model(path, name, **more),
+    deprecate=lambda client, *which: client.deprecate_model(*which),
+    block=lambda client, *which: client.block_model(*which),
+    restore=lambda client, *which: client.restore_model(*which),
 )
 DATASETS = Kind(
     noun="dataset",
@@ -83,8 +94,11 @@ DATASETS = Kind(
     fields=(),
     find_all=lambda client, filters: client.list_datasets(filters),
     find=lambda client, name, version: client.get_dataset_info(name, version),
-    fetch=lambda client, cid: client.download_dataset_by_cid(cid),
+    fetch=lambda client, cid, **more: client.download_dataset_by_cid(cid, **more),
     upload=lambda client, path, name, **more: client.upload_dataset(path, name, **more),
+    deprecate=lambda client, *which: client.deprecate_dataset(*which),
+    block=lambda client, *which: client.block_dataset(*which),
+    restore=lambda client, *which: client.restore_dataset(*which),
 )
 _FILTERS = ("owner", "tags", "q", "sort")
 
@@ -115,6 +129,7 @@ def add_artifact_commands(commands: Commands, add: Add, kind: Kind) -> None:
     pull.add_argument(
         "-o", "--output", type=Path, metavar="PATH", help="copy it to a file or folder"
     )
+    add_allow_blocked(pull)
 
     push = add(
         commands,
@@ -129,6 +144,44 @@ def add_artifact_commands(commands: Commands, add: Add, kind: Kind) -> None:
     push.add_argument("--format", help="default: the file's extension")
     push.add_argument("--description", default="")
     push.add_argument("--tag", action="append", dest="tags", help="repeat for more")
+    _add_withdrawals(commands, add, kind)
+
+
+def _add_withdrawals(commands: Commands, add: Add, kind: Kind) -> None:
+    """Add the commands that say of a version that it is not to be used."""
+    for name, withdraw, summary in (
+        (
+            "deprecate",
+            kind.deprecate,
+            f"warn of a {kind.noun}'s version; it is served as before",
+        ),
+        (
+            "block",
+            kind.block,
+            f"stop a {kind.noun}'s version; devices refuse it, with the reason",
+        ),
+    ):
+        command = add(commands, name, partial(_withdraw, withdraw), summary)
+        command.add_argument("name", metavar="NAME")
+        command.add_argument("version", metavar="VERSION")
+        command.add_argument(
+            "--reason", required=True, metavar="TEXT", help="one line, for people"
+        )
+    unblock = add(
+        commands,
+        "unblock",
+        partial(_unblock, kind),
+        f"serve a {kind.noun}'s version again, without a warning too",
+    )
+    unblock.add_argument("name", metavar="NAME")
+    unblock.add_argument("version", metavar="VERSION")
+
+
+def add_allow_blocked(command: ArgumentParser) -> None:
+    """Add the option of commands that use the bytes of versions."""
+    command.add_argument(
+        "--allow-blocked", action="store_true", help="also if the version is blocked"
+    )
 
 
 def parse_which(text: str) -> Tuple[str, Optional[int]]:
@@ -150,11 +203,16 @@ def _ls(kind: Kind, arguments: Namespace, client: VisionO3Client) -> Shown:
     filters = {n: getattr(arguments, n) for n in names if getattr(arguments, n)}
     found = kind.find_all(client, filters)
     headings = (heading for heading, _ in kind.columns)
-    rows: List[Tuple[str, ...]] = [("NAME", "VERSION", *headings, "SIZE", "CID")]
+    rows: List[Tuple[str, ...]] = [
+        ("NAME", "VERSION", *headings, "SIZE", "CID", "STATE")
+    ]
     for info in found:
         own = (getattr(info, attribute) or "-" for _, attribute in kind.columns)
         size = in_units(info.file_size)
-        rows.append((info.name, str(info.version), *own, size, info.cid))
+        state = "" if info.withdrawal is None else str(info.withdrawal)
+        rows.append((info.name, str(info.version), *own, size, info.cid, state))
+    if not any(info.withdrawal for info in found):
+        rows = [row[:-1] for row in rows]
     return Shown([info.document() for info in found], table(rows))
 
 
@@ -165,12 +223,13 @@ def _info(kind: Kind, arguments: Namespace, client: VisionO3Client) -> Shown:
 
 def _pull(kind: Kind, arguments: Namespace, client: VisionO3Client) -> Shown:
     document: Dict[str, Any] = {}
+    allow_blocked = arguments.allow_blocked
     if is_cid(arguments.which):
-        path = kind.fetch(client, arguments.which)
+        path = kind.fetch(client, arguments.which, allow_blocked=allow_blocked)
         document["cid"] = arguments.which
     else:
         info = kind.find(client, *parse_which(arguments.which))
-        path = client.download(info)
+        path = client.download(info, allow_blocked=allow_blocked)
         document.update(info.document())
     if arguments.output is not None:
         path = _copy(path, arguments.output)
@@ -189,6 +248,21 @@ def _push(kind: Kind, arguments: Namespace, client: VisionO3Client) -> Shown:
     )
     note = "" if info.created else "   (the latest version had this content already)"
     return Shown(info.document(), [f"{info.name}@{info.version}   {info.cid}{note}"])
+
+
+def _withdraw(
+    withdraw: Withdraw, arguments: Namespace, client: VisionO3Client
+) -> Shown:
+    version = parse_version(arguments.version)
+    info = withdraw(client, arguments.name, version, arguments.reason)
+    return Shown(info.document(), [f"{info.name}@{info.version}   {info.withdrawal}"])
+
+
+def _unblock(kind: Kind, arguments: Namespace, client: VisionO3Client) -> Shown:
+    name, version = arguments.name, parse_version(arguments.version)
+    kind.restore(client, name, version)
+    document = {"name": name, "version": version, "withdrawal": None}
+    return Shown(document, [f"{name}@{version}   served as before"])
 
 
 def is_cid(text: str) -> bool:

@@ -84,6 +84,12 @@ class Bounds:
         bounds._deadline_s, bounds._ends_at = self._deadline_s, self._ends_at
         return bounds
 
+    def at_most(self, seconds: float) -> Bounds:
+        """Return these bounds with an end that is no later than so many seconds on."""
+        bounds = Bounds(self._clock, min(seconds, self.left_s()), self._cancelled)
+        bounds._ends_at = min(bounds._ends_at, self._ends_at)
+        return bounds
+
     def left_s(self) -> float:
         """Return the seconds until the deadline; infinite without one."""
         return self._ends_at - self._clock.monotonic()

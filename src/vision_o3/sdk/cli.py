@@ -25,9 +25,13 @@ from vision_o3.errors import (
     InputError,
     IntegrityError,
     NotFoundError,
+    QuotaExceededError,
+    RateLimitedError,
+    RequestTimeoutError,
     StorageError,
     TransportError,
     VisionO3Error,
+    WithdrawnError,
 )
 from vision_o3.sdk.artifact_commands import MODELS, Commands, add_artifact_commands
 from vision_o3.sdk.artifact_commands import Work as ClientWork
@@ -50,7 +54,9 @@ EXIT_CODES = (
     (ConfigurationError, 2),
     (InputError, 3),
     (AuthError, 4),
+    (QuotaExceededError, 4),
     (NotFoundError, 5),
+    (WithdrawnError, 5),
     (ConflictError, 6),
     (IntegrityError, 7),
     (StorageError, 8),
@@ -58,6 +64,8 @@ EXIT_CODES = (
     (TransportError, 9),
     (DatabaseUnavailableError, 9),
     (GatewayBusyError, 9),
+    (RateLimitedError, 9),
+    (RequestTimeoutError, 9),
     (CancelledError, 130),
 )
 """The only table of exit codes; any other error of ours is 1."""
@@ -69,9 +77,9 @@ MEANINGS = {
     2: "wrong usage or settings",
     3: "the input is wrong",
     4: "not signed in, or not permitted",
-    5: "not found",
+    5: "not found, or withdrawn",
     6: "another writer was first",
-    7: "bytes are not what the CID names",
+    7: "bytes are not what the CID names, or a record was changed",
     8: "storage or cache",
     9: "the network, or the gateway is not available",
     INTERRUPTED: "stopped by Ctrl-C",
@@ -156,29 +164,42 @@ def add_edge_commands(commands: Commands, parser: Parser) -> None:
 def run(parser: Parser, argv: Optional[Sequence[str]] = None) -> int:
     """Run the command that the arguments name; return its exit code.
 
-    An error becomes one line on standard error, with its code in brackets.
+    An error becomes one line on standard error, with its code in brackets; if the
+    command was asked for JSON, a line of JSON with ``code`` and ``message``. Wrong
+    usage, which is told before it is known what was asked for, is always plain.
     """
     try:
         arguments = parser.parse_args(argv)
     except SystemExit as stopped:  # wrong usage, or --help
         return stopped.code if isinstance(stopped.code, int) else 1
+    as_json = getattr(arguments, "json", False)
     try:
         code = arguments.work(arguments) or 0
         sys.stdout.flush()  # a closed pipe shows here, not when Python ends
     except VisionO3Error as error:
-        print(printable(f"vision-o3: {error} [{error.code}]"), file=sys.stderr)
+        _tell(error.message, error.code, f" [{error.code}]", as_json=as_json)
         code = exit_code(error)
     except BrokenPipeError:  # such as "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"vision-o3: {where}{error.strerror or error}", file=sys.stderr)
+        message = f"{where}{error.strerror or error}"
+        _tell(message, VisionO3Error.code, as_json=as_json)
         code = 1
     except (KeyboardInterrupt, EOFError):
-        print("vision-o3: stopped", file=sys.stderr)
+        _tell("stopped", CancelledError.code, as_json=as_json)
         code = INTERRUPTED
     return int(code)
+
+
+def _tell(message: str, code: str, ending: str = "", *, as_json: bool) -> None:
+    """Print why a command failed, on one line of standard error."""
+    if as_json:
+        line = json.dumps({"error": {"code": code, "message": message}})
+    else:
+        line = printable(f"vision-o3: {message}{ending}")
+    print(line, file=sys.stderr)
 
 
 def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:

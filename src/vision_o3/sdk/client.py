@@ -13,12 +13,14 @@ from typing import (
     BinaryIO,
     Callable,
     ContextManager,
+    Dict,
     Iterable,
     Iterator,
     List,
     Mapping,
     Optional,
     Sequence,
+    Set,
     Tuple,
     Type,
     TypeVar,
@@ -34,6 +36,7 @@ from vision_o3.naming import parse_name
 from vision_o3.sdk.bounds import AnyOf, Bounds
 from vision_o3.sdk.cache import DEFAULT_MAX_BYTES, Cache
 from vision_o3.sdk.download import DEFAULT_CONNECTIONS, fetch, plan
+from vision_o3.sdk.logs import logger
 from vision_o3.sdk.mending import repair
 from vision_o3.sdk.partials import resume
 from vision_o3.sdk.problems import not_understood
@@ -42,7 +45,16 @@ from vision_o3.sdk.session import Session
 from vision_o3.sdk.sources import Mirror, sources_of
 from vision_o3.sdk.transport import HTTPTransport
 from vision_o3.sdk.upload import publish
-from vision_o3.sdk.versions import DatasetInfo, Info, ModelInfo, VersionInfo, parse_info
+from vision_o3.sdk.versions import (
+    BLOCKED,
+    DEPRECATED,
+    DatasetInfo,
+    Info,
+    ModelInfo,
+    VersionInfo,
+    parse_info,
+    refuse_withdrawn,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -58,6 +70,7 @@ if TYPE_CHECKING:
     from vision_o3.sdk.session import Credentials, SignIn
     from vision_o3.sdk.sources import Source
     from vision_o3.sdk.transport import Transport
+    from vision_o3.sdk.versions import Withdrawal
 
 Filters = Mapping[str, Union[str, Iterable[str]]]
 """Of a list: ``framework model_type format owner q sort``; ``tags``, all of them."""
@@ -65,6 +78,7 @@ Filters = Mapping[str, Union[str, Iterable[str]]]
 _PAGE_SIZE = 200
 _SHARED_ATTEMPTS = 10
 _BETWEEN_ATTEMPTS_S = 0.02
+_log = logger(__name__)
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -150,6 +164,8 @@ class VisionO3Client:
         self._cache = Cache(cache_dir, max_cache_bytes)
         self._resolver = Resolver(self._session, self._cache)
         self._progress = progress
+        self._dataset_files: Dict[bool, DatasetFiles] = {}
+        self._warned: Set[Tuple[str, Withdrawal]] = set()
 
     def __enter__(self) -> VisionO3Client:
         return self
@@ -227,12 +243,14 @@ class VisionO3Client:
     def get_model_info(self, name: str, version: Optional[int] = None) -> ModelInfo:
         """Return what is known of a version, by default the latest.
 
-        A version that was seen before needs no network: versions never change. If the
-        gateway cannot be asked for the latest, its last known answer is returned,
-        marked ``stale``, with a warning in the log.
+        A version that was seen before needs no network: versions never change. Only
+        their ``withdrawal`` does: where there is a network, the gateway is asked for it
+        again after five minutes. If it cannot be asked for the latest, its last known
+        answer is returned, marked ``stale``, with a warning in the log.
 
         Raises:
             NotFoundError: There is no such model or version.
+            WithdrawnError: The latest is asked for, and all versions are withdrawn.
             InvalidNameError, InvalidVersionError: Neither can there be.
             IntegrityError: A version is now said to have other content than before.
             VisionO3Error: The gateway could not be asked, or refused.
@@ -241,7 +259,12 @@ class VisionO3Client:
 
     @_call
     def download_model(
-        self, name: str, version: Optional[int] = None, verify: bool = True
+        self,
+        name: str,
+        version: Optional[int] = None,
+        verify: bool = True,
+        *,
+        allow_blocked: bool = False,
     ) -> Path:
         """Return the path of a version's file, by default the latest's.
 
@@ -252,25 +275,37 @@ class VisionO3Client:
             name: The model.
             version: Default: the latest, resolved as ``get_model_info`` does.
             verify: Verify a cached copy again, and fetch it anew if it has rotted.
+            allow_blocked: Return it also if it is blocked. A version that is only
+                deprecated is returned in any case; each has a warning in the log.
 
         Raises:
+            VersionBlockedError: The version is not to be used (``reason``), as the
+                gateway says, or said when it was last asked; also if it is cached.
+            VersionPurgedError: It was deleted for good (``reason``); likewise.
             IntegrityError: The gateway gave other bytes than the CID names. Nothing of
                 them was kept.
             StorageFullError, CacheError: There is no room, or no permission.
             VisionO3Error: As ``get_model_info`` says.
         """
-        return self.download(self._resolver.resolve(ModelInfo, name, version), verify)
+        info = self._resolver.resolve(ModelInfo, name, version)
+        return self.download(info, verify, allow_blocked=allow_blocked)
 
     @_call
-    def download_model_by_cid(self, cid: str, verify: bool = True) -> Path:
+    def download_model_by_cid(
+        self, cid: str, verify: bool = True, *, allow_blocked: bool = False
+    ) -> Path:
         """Return the path of the file that a CID names; see ``download_model``.
+
+        It is refused as withdrawn only if all versions that have it are.
 
         Raises:
             InvalidCIDError: Not a CID of the accepted kind.
             NotFoundError: No model has this content.
             VisionO3Error: As ``download_model`` says.
         """
-        return self._download_by_cid(ModelInfo, cid, verify)
+        return self._download_by_cid(
+            ModelInfo, cid, verify, allow_blocked=allow_blocked
+        )
 
     @_call
     def upload_model(
@@ -320,6 +355,41 @@ class VisionO3Client:
         ]
         return self._upload(ModelInfo, Path(path), fields, cid)
 
+    @_call
+    def deprecate_model(self, name: str, version: int, reason: str) -> ModelInfo:
+        """Have devices warned of a version, which is served as before; return it.
+
+        Args:
+            name: The model.
+            version: Which one.
+            reason: For people, on one line.
+
+        Raises:
+            NotFoundError: There is no such model or version.
+            PermissionDeniedError: The principal may not do this here.
+            WithdrawnError: The version was deleted for good.
+            InputError: The reason is not acceptable.
+            VisionO3Error: The gateway could not be asked, or failed.
+        """
+        return self._withdraw(ModelInfo, name, version, DEPRECATED, reason)
+
+    @_call
+    def block_model(self, name: str, version: int, reason: str) -> ModelInfo:
+        """Have a version refused, to all who do not insist; return it.
+
+        It is never the latest again, and devices refuse it, once they know, also where
+        it is cached; see ``deprecate_model``.
+        """
+        return self._withdraw(ModelInfo, name, version, BLOCKED, reason)
+
+    @_call
+    def restore_model(self, name: str, version: int) -> None:
+        """Undo ``deprecate_model`` or ``block_model``; see there.
+
+        What an administrator blocked only an administrator restores.
+        """
+        self._restore(ModelInfo, name, version)
+
     # Datasets
 
     @_call
@@ -338,15 +408,25 @@ class VisionO3Client:
 
     @_call
     def download_dataset(
-        self, name: str, version: Optional[int] = None, verify: bool = True
+        self,
+        name: str,
+        version: Optional[int] = None,
+        verify: bool = True,
+        *,
+        allow_blocked: bool = False,
     ) -> Path:
         """Return the path of a version's file; see ``download_model``."""
-        return self.download(self._resolver.resolve(DatasetInfo, name, version), verify)
+        info = self._resolver.resolve(DatasetInfo, name, version)
+        return self.download(info, verify, allow_blocked=allow_blocked)
 
     @_call
-    def download_dataset_by_cid(self, cid: str, verify: bool = True) -> Path:
+    def download_dataset_by_cid(
+        self, cid: str, verify: bool = True, *, allow_blocked: bool = False
+    ) -> Path:
         """Return the path of a CID's file; see ``download_model_by_cid``."""
-        return self._download_by_cid(DatasetInfo, cid, verify)
+        return self._download_by_cid(
+            DatasetInfo, cid, verify, allow_blocked=allow_blocked
+        )
 
     @_call
     def upload_dataset(
@@ -371,11 +451,30 @@ class VisionO3Client:
         ]
         return self._upload(DatasetInfo, Path(path), fields, cid)
 
+    @_call
+    def deprecate_dataset(self, name: str, version: int, reason: str) -> DatasetInfo:
+        """Have devices warned of a version; see ``deprecate_model``."""
+        return self._withdraw(DatasetInfo, name, version, DEPRECATED, reason)
+
+    @_call
+    def block_dataset(self, name: str, version: int, reason: str) -> DatasetInfo:
+        """Have a version refused, and its files; see ``block_model``."""
+        return self._withdraw(DatasetInfo, name, version, BLOCKED, reason)
+
+    @_call
+    def restore_dataset(self, name: str, version: int) -> None:
+        """Undo ``deprecate_dataset`` or ``block_dataset``; see ``restore_model``."""
+        self._restore(DatasetInfo, name, version)
+
     # Files of datasets
 
     @_call
     def get_dataset_manifest(
-        self, name: str, version: Optional[int] = None
+        self,
+        name: str,
+        version: Optional[int] = None,
+        *,
+        allow_blocked: bool = False,
     ) -> Manifest:
         """Return the list of an archive's files, verified.
 
@@ -386,13 +485,20 @@ class VisionO3Client:
             IntegrityError: The gateway gave other bytes than the CID names.
             MalformedBlockError: They are no manifest, or one with an unsafe path.
             LimitExceededError: It is longer than 256 MiB.
+            WithdrawnError: As ``download_model`` says.
             VisionO3Error: As ``get_model_info`` says.
         """
-        return self._files.manifest(self.get_dataset_info(name, version))
+        info = self._usable_dataset(name, version, allow_blocked=allow_blocked)
+        return self._files(allow_blocked=allow_blocked).manifest(info)
 
     @_call
     def download_dataset_file(
-        self, name: str, path: str, version: Optional[int] = None
+        self,
+        name: str,
+        path: str,
+        version: Optional[int] = None,
+        *,
+        allow_blocked: bool = False,
     ) -> Path:
         """Return the path of one file of an archive, verified; see ``download_model``.
 
@@ -403,24 +509,32 @@ class VisionO3Client:
             name: The dataset.
             path: The file's, as the manifest lists it.
             version: Default: the latest.
+            allow_blocked: As for ``download_model``.
 
         Raises:
             InvalidPathError: No file can have this path.
             NotFoundError: There is no such file.
             VisionO3Error: As ``get_dataset_manifest`` and ``download_model`` say.
         """
-        return self._files.download(self.get_dataset_info(name, version), path)
+        info = self._usable_dataset(name, version, allow_blocked=allow_blocked)
+        return self._files(allow_blocked=allow_blocked).download(info, path)
 
     @_call
     def open_dataset_file(
-        self, name: str, path: str, version: Optional[int] = None
+        self,
+        name: str,
+        path: str,
+        version: Optional[int] = None,
+        *,
+        allow_blocked: bool = False,
     ) -> BinaryIO:
         """Return one file of an archive, open for reading, verified; close it.
 
         Raises:
             VisionO3Error: As ``download_dataset_file`` says.
         """
-        return self._files.open(self.get_dataset_info(name, version), path)
+        info = self._usable_dataset(name, version, allow_blocked=allow_blocked)
+        return self._files(allow_blocked=allow_blocked).open(info, path)
 
     @_call
     def extract_dataset(
@@ -431,6 +545,7 @@ class VisionO3Client:
         paths: Optional[Sequence[str]] = None,
         *,
         overwrite: bool = False,
+        allow_blocked: bool = False,
     ) -> List[Path]:
         """Put the files of an archive below a directory; return their paths, sorted.
 
@@ -446,6 +561,7 @@ class VisionO3Client:
                 ``fnmatch``. They are fetched one by one, unless the cache has the
                 archive. Default: all, out of the archive, which is kept in the cache.
             overwrite: Replace other files that are in the way.
+            allow_blocked: As for ``download_model``.
 
         Raises:
             AlreadyExistsError: Something else stands where a file belongs; if it was
@@ -456,11 +572,14 @@ class VisionO3Client:
             StorageFullError, CacheError: There is no room, or no permission.
             VisionO3Error: As ``get_dataset_manifest`` and ``download_model`` say.
         """
-        info = self.get_dataset_info(name, version)
-        return self._files.extract(info, Path(target), paths, overwrite=overwrite)
+        info = self._usable_dataset(name, version, allow_blocked=allow_blocked)
+        files = self._files(allow_blocked=allow_blocked)
+        return files.extract(info, Path(target), paths, overwrite=overwrite)
 
     @_call
-    def compare_datasets(self, name: str, before: int, after: int) -> DatasetDifference:
+    def compare_datasets(
+        self, name: str, before: int, after: int, *, allow_blocked: bool = False
+    ) -> DatasetDifference:
         """Return what changed from one version to another: files and annotations.
 
         Found on the device. It needs no network for versions that were seen before
@@ -476,11 +595,14 @@ class VisionO3Client:
             compare_annotations,
         )
 
-        old = self.get_dataset_info(name, before)
-        new = self.get_dataset_info(name, after)
+        old, new = (
+            self._usable_dataset(name, version, allow_blocked=allow_blocked)
+            for version in (before, after)
+        )
         files = None
         if old.manifest_cid is not None and new.manifest_cid is not None:
-            files = compare(self._files.manifest(old), self._files.manifest(new))
+            reader = self._files(allow_blocked=allow_blocked)
+            files = compare(reader.manifest(old), reader.manifest(new))
         annotations = compare_annotations(old.facts, new.facts)
         return DatasetDifference(old, new, files, annotations)
 
@@ -595,29 +717,54 @@ class VisionO3Client:
         Raises:
             CacheError: Something cannot be removed.
         """
+        self._resolver.forget_unwritten()
         self._cache.clear()
 
     def get_cache_size(self) -> int:
         """Return the bytes of all files in the cache."""
         return self._cache.size()
 
-    @functools.cached_property
-    def _files(self) -> DatasetFiles:
-        from vision_o3.sdk.dataset_files import DatasetFiles  # noqa: PLC0415 - seldom
+    def _files(self, *, allow_blocked: bool) -> DatasetFiles:
+        files = self._dataset_files.get(allow_blocked)
+        if files is None:
+            from vision_o3.sdk.dataset_files import (  # noqa: PLC0415 - seldom
+                DatasetFiles,
+            )
 
-        return DatasetFiles(self._session, self._cache, self.download, self._progress)
+            download = functools.partial(self.download, allow_blocked=allow_blocked)
+            files = self._dataset_files[allow_blocked] = DatasetFiles(
+                self._session,
+                self._cache,
+                download,
+                self._progress,
+                allow_blocked=allow_blocked,
+            )
+        return files
+
+    def _usable_dataset(
+        self, name: str, version: Optional[int], *, allow_blocked: bool
+    ) -> DatasetInfo:
+        """Return a version whose bytes may be used."""
+        info = self._resolver.resolve(DatasetInfo, name, version)
+        self._expect_usable(info, allow_blocked=allow_blocked)
+        return info
 
     # What models and datasets share
 
     @_call
-    def download(self, info: VersionInfo, verify: bool = True) -> Path:
+    def download(
+        self, info: VersionInfo, verify: bool = True, *, allow_blocked: bool = False
+    ) -> Path:
         """Return the path of a version's file; see ``download_model``."""
+        self._expect_usable(info, allow_blocked=allow_blocked)
         cid = CID.parse(info.cid)
         cached = self._cache.find(cid, info.filename, verify=verify)
         if cached is not None:
             return cached
         expect_online(self._session, f"Version {info.version} of {info.name} ({cid})")
-        sources = sources_of(self._session, info, self._mirrors)
+        sources = sources_of(
+            self._session, info, self._mirrors, allow_blocked=allow_blocked
+        )
         table = plan(self._session, sources, info)
         path: Optional[Path] = None
         attempts = 0
@@ -671,12 +818,55 @@ class VisionO3Client:
                 raise
             return None
 
-    def _download_by_cid(self, kind: Type[Info], text: str, verify: bool) -> Path:
+    def _download_by_cid(
+        self, kind: Type[Info], text: str, verify: bool, *, allow_blocked: bool
+    ) -> Path:
         cid = CID.parse(text)
         cached = self._cache.find(cid, verify=verify)
-        if cached is not None:
-            return cached
-        return self.download(self._resolver.resolve_cid(kind, text), verify)
+        if cached is None:
+            info = self._resolver.resolve_cid(kind, text, allow_blocked=allow_blocked)
+            return self.download(info, verify, allow_blocked=allow_blocked)
+        known = self._resolver.look_at_cid(kind, text, allow_blocked=allow_blocked)
+        if known is not None:
+            self._expect_usable(known, allow_blocked=allow_blocked)
+        return cached
+
+    def _expect_usable(self, info: VersionInfo, *, allow_blocked: bool) -> None:
+        """Return if a version may be used; warn once if it should not be.
+
+        Raises:
+            WithdrawnError: It may not.
+        """
+        refuse_withdrawn(info, allow_blocked=allow_blocked)
+        withdrawal = info.withdrawal
+        if withdrawal is None or (info.id, withdrawal) in self._warned:
+            return
+        self._warned.add((info.id, withdrawal))
+        from vision_o3.sdk.output import printable  # noqa: PLC0415 - seldom
+
+        _log.warning(
+            "version.withdrawn: Version %d of %s is %s Use another version.",
+            info.version,
+            info.name,
+            printable(withdrawal.sentence),
+            extra={"cid": info.cid},
+        )
+
+    def _withdraw(
+        self, kind: Type[Info], name: str, version: int, state: str, reason: str
+    ) -> Info:
+        from vision_o3.sdk.withdrawing import withdraw  # noqa: PLC0415 - seldom
+
+        document = withdraw(
+            self._session, kind, name, version, state=state, reason=reason
+        )
+        return self._resolver.remember(parse_info(kind, document), name, version)
+
+    def _restore(self, kind: Type[Info], name: str, version: int) -> None:
+        from vision_o3.sdk.withdrawing import restore  # noqa: PLC0415 - seldom
+
+        restore(self._session, kind, name, version)
+        self._resolver.forget_withdrawal(kind, name, version)
 
     def _pin(self, kind: Type[Info], name: str, version: Optional[int]) -> Info:
         info = self._resolver.resolve(kind, name, version)

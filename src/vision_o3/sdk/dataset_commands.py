@@ -12,6 +12,7 @@ from vision_o3.sdk.artifact_commands import (
     DATASETS,
     Add,
     Commands,
+    add_allow_blocked,
     add_artifact_commands,
     parse_which,
 )
@@ -71,10 +72,15 @@ def add_dataset_commands(commands: Commands, add: Add) -> None:
     diff.add_argument("name", metavar="NAME")
     diff.add_argument("before", metavar="FROM", help="a version")
     diff.add_argument("after", metavar="TO", help="another version")
+    for command in (files, cat, extract, diff):
+        add_allow_blocked(command)
 
 
 def _files(arguments: Namespace, client: VisionO3Client) -> Shown:
-    files = client.get_dataset_manifest(*parse_which(arguments.which)).files
+    manifest = client.get_dataset_manifest(
+        *parse_which(arguments.which), allow_blocked=arguments.allow_blocked
+    )
+    files = manifest.files
     rows: List[Tuple[str, ...]] = [("PATH", "SIZE", "TYPE", "CID")]
     rows += [
         (entry.path, in_units(entry.size), entry.media_type, str(entry.cid))
@@ -86,9 +92,13 @@ def _files(arguments: Namespace, client: VisionO3Client) -> Shown:
 def _cat(arguments: Namespace, client: VisionO3Client) -> Shown:
     name, version = parse_which(arguments.which)
     if arguments.json:
-        path = client.download_dataset_file(name, arguments.path, version)
+        path = client.download_dataset_file(
+            name, arguments.path, version, allow_blocked=arguments.allow_blocked
+        )
         return Shown({"path": str(path), "size": path.stat().st_size})
-    with client.open_dataset_file(name, arguments.path, version) as file:
+    with client.open_dataset_file(
+        name, arguments.path, version, allow_blocked=arguments.allow_blocked
+    ) as file:
         shutil.copyfileobj(file, sys.stdout.buffer, _COPY_SIZE)
     return Shown(None)
 
@@ -101,6 +111,7 @@ def _extract(arguments: Namespace, client: VisionO3Client) -> Shown:
         version,
         arguments.patterns or None,
         overwrite=arguments.overwrite,
+        allow_blocked=arguments.allow_blocked,
     )
     size = sum(path.stat().st_size for path in paths)
     document = {"to": str(arguments.to), "files": [str(path) for path in paths]}
@@ -110,7 +121,10 @@ def _extract(arguments: Namespace, client: VisionO3Client) -> Shown:
 
 def _diff(arguments: Namespace, client: VisionO3Client) -> Shown:
     difference = client.compare_datasets(
-        arguments.name, parse_version(arguments.before), parse_version(arguments.after)
+        arguments.name,
+        parse_version(arguments.before),
+        parse_version(arguments.after),
+        allow_blocked=arguments.allow_blocked,
     )
     return Shown(difference.document(), _differences(difference))
 

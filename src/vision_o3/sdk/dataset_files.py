@@ -39,7 +39,7 @@ from vision_o3.errors import (
 from vision_o3.sdk.download import Patience, fetch, fetch_unlisted, write_at
 from vision_o3.sdk.resolving import expect_online
 from vision_o3.sdk.session import read_body
-from vision_o3.sdk.sources import GatewaySource
+from vision_o3.sdk.sources import GatewaySource, blocked_query
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,6 +64,7 @@ class DatasetFiles:
         cache: Where manifests and files are kept, each by its own CID.
         download: Returns the path of a version's whole archive, verified.
         progress: Called with bytes done and bytes in all.
+        allow_blocked: Tell the gateway to serve also what is blocked.
     """
 
     def __init__(
@@ -72,8 +73,11 @@ class DatasetFiles:
         cache: Cache,
         download: Callable[[DatasetInfo], Path],
         progress: Optional[Progress] = None,
+        *,
+        allow_blocked: bool = False,
     ) -> None:
         self._session = session
+        self._query = blocked_query(allow_blocked)
         self._cache = cache
         self._download_archive = download
         self._progress = progress
@@ -196,7 +200,7 @@ class DatasetFiles:
         progress: Optional[Progress],
     ) -> None:
         """Write a file's bytes, verified when this returns."""
-        path = f"{_path(info)}/files/{quote(entry.path)}"
+        path = f"{_path(info)}/files/{quote(entry.path)}{self._query}"
         source = GatewaySource(self._session, path)
         if entry.cid.is_raw:  # verified before it is written
             table = LeafTable.of_raw(entry.cid, entry.size)
@@ -224,9 +228,10 @@ class DatasetFiles:
     def _fetch_manifest(self, info: DatasetInfo, cid: CID) -> bytes:
         expect_online(self._session, f"The list of files of {info.name}@{info.version}")
         patience = Patience(self._session.attempts())
+        path = f"{_path(info)}/manifest{self._query}"
         while True:
             try:
-                with self._session.exchange("GET", f"{_path(info)}/manifest") as answer:
+                with self._session.exchange("GET", path) as answer:
                     content = read_body(answer, MAX_MANIFEST_SIZE, LimitExceededError)
                 check_bytes(content, cid, "manifest")
             except VisionO3Error as error:

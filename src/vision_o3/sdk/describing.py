@@ -33,6 +33,8 @@ def describe_version(document: Mapping[str, Any]) -> Iterator[str]:
         if key == "facts" or value in (*_NOTHING, False):
             continue
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        if key == "withdrawal" and isinstance(value, dict):
+            shown = f"{value.get('state')}: {value.get('reason')} ({value.get('at')})"
         yield f"{key + ':':14}{shown}"
     facts = document.get("facts")
     if isinstance(facts, dict) and facts:

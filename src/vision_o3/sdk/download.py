@@ -42,6 +42,7 @@ from vision_o3.errors import (
     OfflineError,
     TransportError,
     VisionO3Error,
+    WithdrawnError,
 )
 from vision_o3.sdk.logs import logger
 from vision_o3.sdk.partials import extents
@@ -85,6 +86,7 @@ def plan(session: Session, sources: Sequence[Source], info: VersionInfo) -> Leaf
 
     Raises:
         IntegrityError: What the gateway says is not what the CID names.
+        WithdrawnError: It says that the version is not to be used.
         VisionO3Error: As for any request, after all attempts.
     """
     root = CID.parse(info.cid)
@@ -96,6 +98,8 @@ def plan(session: Session, sources: Sequence[Source], info: VersionInfo) -> Leaf
     while True:
         try:
             return _agreed(_table_from(gateway, root, max_size), info)
+        except WithdrawnError:
+            raise
         except VisionO3Error as error:
             failure = error
         for source in reversed(others):
@@ -437,7 +441,9 @@ class Transfer:
                 outlet.error, outlet.for_good = error, True
             elif task.number > outlet.failed_at:  # else the same failure was counted
                 self._avoid(outlet, error, lied=lied)
-            if all(each.error is not None for each in self._outlets):
+            if isinstance(error, WithdrawnError):  # mirrors would serve it still
+                self._end_with(error)
+            elif all(each.error is not None for each in self._outlets):
                 self._end_with(self._outlets[-1].error)
 
     def _avoid(self, outlet: _Outlet, error: VisionO3Error, *, lied: bool) -> None:

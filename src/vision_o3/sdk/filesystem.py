@@ -43,6 +43,7 @@ from vision_o3.errors import (
     InvalidPathError,
     InvalidVersionError,
     NotFoundError,
+    WithdrawnError,
 )
 from vision_o3.naming import parse_name, parse_version
 from vision_o3.sdk.client import VisionO3Client
@@ -96,10 +97,13 @@ class VisionO3FileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
         api_token: As for ``VisionO3Client``; default: likewise.
         credentials: As for ``VisionO3Client``; default: likewise.
         cache_dir: Where verified files are kept; default: likewise.
+        allow_blocked: Read also versions that are blocked.
         **options: Other arguments of ``VisionO3Client``, or of ``fsspec``.
 
     Raises:
         FileNotFoundError: By most methods: no such model, dataset, version or file.
+        PermissionError: By those that read, list an archive, or want the latest: the
+            version is withdrawn. Its reason is said.
         OSError: By all that would write.
         VisionO3Error: By all methods, as ``VisionO3Client`` says.
     """
@@ -113,6 +117,8 @@ class VisionO3FileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
         api_token: Optional[str] = None,
         credentials: Optional[Any] = None,
         cache_dir: Union[str, Path, None] = None,
+        *,
+        allow_blocked: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -125,6 +131,7 @@ class VisionO3FileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
             "cache_dir": cache_dir,
             **options,
         }
+        self._allow_blocked = allow_blocked
         self._opened: Optional[VisionO3Client] = None
         self._lock = threading.Lock()
         self._last: Optional[Tuple[str, Tree]] = None
@@ -241,13 +248,14 @@ class VisionO3FileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
         return VisionO3File(cast(io.BufferedReader, file).detach())
 
     def _fetch(self, place: _Place) -> Path:
+        name, version, allowed = place.name, place.version, self._allow_blocked
         if place.member:
             return self.client.download_dataset_file(
-                place.name, place.member, place.version
+                name, place.member, version, allow_blocked=allowed
             )
         if place.collection == "models":
-            return self.client.download_model(place.name, place.version)
-        return self.client.download_dataset(place.name, place.version)
+            return self.client.download_model(name, version, allow_blocked=allowed)
+        return self.client.download_dataset(name, version, allow_blocked=allowed)
 
     def _find(self, place: _Place) -> VersionInfo:
         if place.collection == "models":
@@ -296,7 +304,9 @@ class VisionO3FileSystem(AbstractFileSystem):  # type: ignore[misc] # fsspec has
         last = self._last
         if last is not None and last[0] == info.cid:
             return last[1]
-        manifest = self.client.get_dataset_manifest(info.name, info.version)
+        manifest = self.client.get_dataset_manifest(
+            info.name, info.version, allow_blocked=self._allow_blocked
+        )
         tree: Tree = {"": []}
         for entry in manifest.files:
             folder, _slash, name = entry.path.rpartition("/")
@@ -333,7 +343,7 @@ def _parse(path: str) -> _Place:
 
 @contextmanager
 def _as_os_errors(path: str) -> Iterator[None]:
-    """Say that something is not there as the rest of Python does."""
+    """Say that something is not there, or is refused, as the rest of Python does."""
     try:
         yield
     except (
@@ -343,6 +353,8 @@ def _as_os_errors(path: str) -> Iterator[None]:
         InvalidPathError,
     ) as error:
         raise FileNotFoundError(errno.ENOENT, error.message, path) from error
+    except WithdrawnError as error:
+        raise PermissionError(errno.EACCES, error.message, path) from error
 
 
 def _nothing_at(path: str) -> FileNotFoundError:

@@ -179,12 +179,29 @@ class GatewaySource:
 
 
 def sources_of(
-    session: Session, info: VersionInfo, mirrors: Sequence[Mirror]
+    session: Session,
+    info: VersionInfo,
+    mirrors: Sequence[Mirror],
+    *,
+    allow_blocked: bool = False,
 ) -> List[Source]:
-    """Return where a version's bytes can be had, in the order in which to ask."""
+    """Return where a version's bytes can be had, in the order in which to ask.
+
+    Args:
+        session: Of the gateway, which is asked last.
+        info: The version.
+        mirrors: Asked before.
+        allow_blocked: Tell the gateway to serve it also if it is blocked.
+    """
     path = f"/{info.collection}/cid/{info.cid}"
-    gateway = GatewaySource(session, f"{path}/download", f"{path}/dag")
+    query = blocked_query(allow_blocked)
+    gateway = GatewaySource(session, f"{path}/download{query}", f"{path}/dag{query}")
     return [*(mirror.source(session, info) for mirror in mirrors), gateway]
+
+
+def blocked_query(allow_blocked: bool) -> str:
+    """Return what a path ends with, so that the gateway serves what is blocked."""
+    return "?allow_blocked=true" if allow_blocked else ""
 
 
 class Opened(NamedTuple):

@@ -21,9 +21,46 @@ from typing import (
 )
 
 from vision_o3.content.cid import CID
-from vision_o3.errors import InputError
+from vision_o3.errors import (
+    InputError,
+    VersionBlockedError,
+    VersionPurgedError,
+    WithdrawnError,
+)
 from vision_o3.naming import parse_name, parse_version
 from vision_o3.sdk.problems import not_understood
+
+DEPRECATED, BLOCKED, PURGED = "deprecated", "blocked", "purged"
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """Why a version is not to be used any more.
+
+    Attributes:
+        state: ``deprecated``: served as before; ``blocked``: served only to those who
+            ask for it all the same; ``purged``: its bytes are gone for good. Another
+            one, of a newer gateway, is never served.
+        reason: As who withdrew it wrote it.
+        at: When, UTC.
+    """
+
+    state: str
+    reason: str
+    at: datetime
+
+    def __str__(self) -> str:
+        """Return it as a few words for people."""
+        return f"{self.state}: {self.reason}"
+
+    @property
+    def sentence(self) -> str:
+        """The same, with an end."""
+        return f"{self}" if self.reason.endswith((".", "!", "?")) else f"{self}."
+
+    def document(self) -> Dict[str, Any]:
+        """Return it as JSON values, under the names that the gateway uses."""
+        return {"state": self.state, "reason": self.reason, "at": _time_text(self.at)}
 
 
 @dataclass(frozen=True)
@@ -44,6 +81,7 @@ class VersionInfo:
         stale: The gateway could not be asked: this is its last known answer.
         created: Only in the answer to an upload: whether it made a new version, or the
             latest one had this content already.
+        withdrawal: Set if it is not to be used any more, and why.
     """
 
     collection: ClassVar[str]
@@ -63,6 +101,7 @@ class VersionInfo:
     facts: Mapping[str, Any] = field(hash=False)
     stale: bool = False
     created: Optional[bool] = None
+    withdrawal: Optional[Withdrawal] = None
 
     @property
     def extension(self) -> str:
@@ -79,7 +118,9 @@ class VersionInfo:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         values["tags"] = list(self.tags)
         values["facts"] = dict(self.facts)
-        values["created_at"] = self.created_at.isoformat().replace("+00:00", "Z")
+        values["created_at"] = _time_text(self.created_at)
+        if self.withdrawal is not None:
+            values["withdrawal"] = self.withdrawal.document()
         if self.created is None:
             del values["created"]
         return values
@@ -147,11 +188,44 @@ def parse_info(kind: Type[Info], document: object) -> Info:
     try:
         values["created_at"] = _parse_time(values["created_at"])
         values["tags"] = tuple(values["tags"])
+        values["withdrawal"] = _parse_withdrawal(document.get("withdrawal"))
         info = kind(**values)
         _check(info)
     except (InputError, KeyError, TypeError, ValueError) as error:
         raise not_understood(str(error)) from error
     return info
+
+
+def refuse_withdrawn(info: VersionInfo, *, allow_blocked: bool) -> None:
+    """Return if the bytes of a version may be used.
+
+    Args:
+        info: As the gateway said it, now or when it was last asked.
+        allow_blocked: Also if it is blocked.
+
+    Raises:
+        VersionBlockedError: It is blocked (``reason``).
+        VersionPurgedError: It was deleted for good (``reason``).
+        WithdrawnError: It is withdrawn in a way that this release does not know.
+    """
+    withdrawal = info.withdrawal
+    if withdrawal is None or withdrawal.state == DEPRECATED:
+        return
+    reason = withdrawal.reason
+    told = f"Version {info.version} of {info.name} is {withdrawal.sentence}"
+    if withdrawal.state == BLOCKED:
+        if allow_blocked:
+            return
+        raise VersionBlockedError(
+            f"{told} Use another version; to use this one all the same, pass "
+            "allow_blocked=True (--allow-blocked).",
+            reason=reason,
+        )
+    if withdrawal.state == PURGED:
+        raise VersionPurgedError(
+            f"{told} Its bytes are gone for good: use another version.", reason=reason
+        )
+    raise WithdrawnError(f"{told} Use another version.", reason=reason)
 
 
 def _check(info: VersionInfo) -> None:
@@ -177,3 +251,18 @@ def _parse_time(text: object) -> datetime:
     # Before Python 3.11, fromisoformat does not know "Z".
     parsed = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
     return parsed.astimezone(timezone.utc)
+
+
+def _parse_withdrawal(document: object) -> Optional[Withdrawal]:
+    if document is None:
+        return None
+    if not isinstance(document, dict):
+        raise TypeError("the withdrawal is not an object")
+    state, reason = document["state"], document["reason"]
+    if not isinstance(state, str) or not isinstance(reason, str):
+        raise TypeError("the withdrawal's state and reason are not texts")
+    return Withdrawal(state, reason, _parse_time(document["at"]))
+
+
+def _time_text(time: datetime) -> str:
+    return time.isoformat().replace("+00:00", "Z")
