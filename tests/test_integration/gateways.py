@@ -45,6 +45,8 @@ class Site:
             "VISION_O3_DATABASE_URL": self.database_url,
             "VISION_O3_STORE": str(self.objects),
             "VISION_O3_JWT_SECRET": self.secret,
+            "VISION_O3_MAX_REQUESTS_PER_MINUTE": "0",
+            "VISION_O3_MAX_SIGN_INS_PER_MINUTE": "0",
             **self.extra,
         }
 

@@ -82,8 +82,9 @@ def test_commands_of_the_readme_work_in_their_order(tmp_path: Path) -> None:
     lines = commands_of_the_readme("A gateway of your own")
     files = commands_of_the_readme("On a device")
     assert len(lines) >= 6
-    assert len(files) == 6
+    assert len(files) == 9
     (tmp_path / "detector.onnx").write_bytes(onnx())
+    (tmp_path / "next.onnx").write_bytes(onnx()[:-1] + b"\x10")
     signs(tmp_path / "signs.zip")
     signs(tmp_path / "more-signs.zip", "train/stop/002.jpg")
     site = Site(tmp_path, f"sqlite:///{tmp_path}/registry.db")
@@ -95,8 +96,11 @@ def test_commands_of_the_readme_work_in_their_order(tmp_path: Path) -> None:
             "VISION_O3_CLIENT_ID": name,
             "VISION_O3_CLIENT_SECRET": secret,
         }
-        again = "dataset push more-signs.zip --name street-signs"
-        for line in [*lines, again, *files]:
+        again = [
+            "push next.onnx --name text-detector",
+            "dataset push more-signs.zip --name street-signs",
+        ]
+        for line in [*lines, *again, *files]:
             words = shlex.split(line.replace("http://127.0.0.1:8000", gateway.url))
             done = subprocess.run(
                 [*VISION_O3, *words],

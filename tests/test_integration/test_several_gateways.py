@@ -174,7 +174,35 @@ def test_nothing_is_kept_where_the_time_to_live_is_none(tmp_path: Path) -> None:
         for attempt in range(5):
             change_behind_the_back(site.database_url, str(attempt))
             assert latest(gateways[0], token)["description"] == str(attempt)
-        assert cut_listening_connections(site) == 0
+
+
+def test_what_users_may_do_changes_at_every_gateway(tmp_path: Path) -> None:
+    with on_postgresql(tmp_path, 2) as (gateways, site, token):
+        publish(gateways[0], token, tflite())
+        for name, words, expected in (
+            ("disable", (), 401),
+            ("end-tokens", (), 401),
+            ("change", ("--scope", "dataset:read"), 403),
+        ):
+            credentials = site.add_user(f"to-{name}", "model:read")
+            headers = {
+                "Authorization": f"Bearer {get_token(gateways[0].url, credentials)}"
+            }
+
+            def answers(headers: dict[str, str] = headers) -> set[int]:
+                return {
+                    httpx.get(f"{each.url}/models/m", headers=headers).status_code
+                    for each in gateways
+                }
+
+            assert answers() == {200}
+            site.run("user", name, f"to-{name}", *words)
+            wait_until(
+                lambda answers=answers, expected=expected: (  # type: ignore[misc]  # bound
+                    answers() == {expected}
+                ),
+                f"nobody is let in after {name}",
+            )
 
 
 def cut_listening_connections(site: Site) -> int:
