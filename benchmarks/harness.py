@@ -24,13 +24,22 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 MIB = 1 << 20
+UNLIMITED = MappingProxyType(
+    {
+        "VISION_O3_MAX_REQUESTS_PER_MINUTE": "0",
+        "VISION_O3_MAX_SIGN_INS_PER_MINUTE": "0",
+        "VISION_O3_MAX_DOWNLOADS_PER_USER": "0",
+        "VISION_O3_MAX_UPLOADS_PER_USER": "0",
+    }
+)
+"""Settings for what one user does in place of many."""
 REPOSITORY = Path(__file__).parent.parent
 NAMESPACE = "vision-o3-bench"
 LINK = ("10.77.0.1", "10.77.0.2")
@@ -135,6 +144,19 @@ class Gateway:
     process: subprocess.Popen[bytes]
     client_id: str
     client_secret: str
+    environment: Mapping[str, str]
+
+    def operator(self, *words: str) -> dict[str, Any]:
+        """Run a command as the gateway's operator; return the JSON that it prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "vision_o3", *words, "--json"],
+            env=dict(self.environment),
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
 
     def token(self) -> str:
         """Return a fresh token."""
@@ -166,6 +188,7 @@ def gateway(
         "VISION_O3_DATABASE_URL": f"sqlite:///{home}/registry.db",
         "VISION_O3_STORE": str(home / "objects"),
         "VISION_O3_JWT_SECRET": secrets.token_urlsafe(48),
+        **UNLIMITED,
         **settings,
     }
     command = [sys.executable, "-m", "vision_o3"]
@@ -202,7 +225,8 @@ def gateway(
             capture_output=True,
             text=True,
         )
-        yield Gateway(url, process, name, json.loads(added.stdout)["secret"])
+        secret = json.loads(added.stdout)["secret"]
+        yield Gateway(url, process, name, secret, environment)
     finally:
         process.terminate()
         process.wait(timeout=30)
