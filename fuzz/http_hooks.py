@@ -55,6 +55,45 @@ def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> Non
             meta.clear_dirty(location)  # still valid: no schema can tell that of bytes
 
 
+@schemathesis.hook
+def filter_case(context: HookContext, case: Case) -> bool:
+    """Leave out what is only wrong before it is written into a URL.
+
+    Whatever stands in place of any text is a text there, or several of which the last
+    counts; what is empty is not there at all.
+    """
+    del context
+    meta = case.meta
+    if meta is None or meta.generation.mode.is_positive:
+        return True
+    taken = {
+        each["name"]: each.get("schema", {})
+        for each in case.operation.definition.raw.get("parameters", ())
+        if each.get("in") == "query"
+    }
+    return not any(
+        value in (None, [], {})
+        or (_takes_any_text(taken.get(name, {})) and not _fits(taken[name], value))
+        for name, value in (case.query or {}).items()
+    )
+
+
+def _takes_any_text(schema: dict[str, Any]) -> bool:
+    if any(word in schema for word in ("enum", "pattern", "format", "const")):
+        return False
+    if schema.get("type") == "array":
+        return _takes_any_text(schema.get("items", {}))
+    return schema.get("type") == "string" or any(
+        map(_takes_any_text, schema.get("anyOf", ()))
+    )
+
+
+def _fits(schema: dict[str, Any], value: object) -> bool:
+    if schema.get("type") == "array" and isinstance(value, list):
+        return all(isinstance(each, str) for each in value)
+    return isinstance(value, str)
+
+
 def _publish(case: Case) -> None:
     collection = case.operation.path.strip("/")
     filename, content = _RANDOM.choice(SEEDS["files"][collection])
