@@ -132,8 +132,7 @@ def tour(model: Path, home: Path) -> None:
         '  export VISION_O3_JWT_SECRET="$(python3 -c '
         "'import secrets; print(secrets.token_urlsafe(48))')\"\n"
         "  vision-o3 admin migrate\n"
-        "  vision-o3 user add me --scope model:read --scope model:write "
-        "--scope dataset:read --scope dataset:write\n"
+        "  vision-o3 user add me --role publisher\n"
         "  vision-o3 serve &\n"
         "  vision-o3 login http://127.0.0.1:8000\n"
         "  vision-o3 push YOUR-MODEL.onnx --name my-model\n"
