@@ -89,8 +89,8 @@ def _takes_any_text(schema: dict[str, Any]) -> bool:
 
 
 def _fits(schema: dict[str, Any], value: object) -> bool:
-    if schema.get("type") == "array" and isinstance(value, list):
-        return all(isinstance(each, str) for each in value)
+    if schema.get("type") == "array":
+        return isinstance(value, list) and all(isinstance(each, str) for each in value)
     return isinstance(value, str)
 
 
