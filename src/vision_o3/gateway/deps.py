@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from ipaddress import ip_network
 from typing import Annotated
 
 import anyio
@@ -33,7 +32,7 @@ from vision_o3.registry.inspecting import Inspector
 from vision_o3.registry.partial_uploads import PartialUploads
 from vision_o3.registry.permissions import ADMIN, SCOPES, Principal
 from vision_o3.registry.services import DatasetService, ModelService
-from vision_o3.registry.signing_in import SignIn, network_of
+from vision_o3.registry.signing_in import SignIn, parse_address
 from vision_o3.registry.spool import Spool
 from vision_o3.registry.watching import Watcher
 from vision_o3.settings import Settings
@@ -105,11 +104,7 @@ def address_of(request: Request) -> str | None:
     ``None`` if that is no address: what a proxy passes on may be anything.
     """
     host = request.client.host if request.client is not None else ""
-    try:
-        ip_network(network_of(host))
-    except ValueError:
-        return None
-    return host
+    return None if parse_address(host) is None else host
 
 
 GatewayDep = Annotated[Gateway, Depends(_gateway)]

@@ -179,15 +179,21 @@ def remove_outdated(session: Session) -> int:
     )
 
 
+def parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address that a text is, also with a port; ``None`` if it is none."""
+    if (match := _WITH_PORT.fullmatch(text)) is not None:
+        text = match[1] or match[2]
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
 def network_of(address: str | None) -> str:
     """Return what attempts are counted by: an IPv4 address, or an IPv6 network."""
-    address = address or ""
-    if (match := _WITH_PORT.fullmatch(address)) is not None:
-        address = match[1] or match[2]
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address[:_LONGEST_ADDRESS] or "unknown"
+    parsed = parse_address(address or "")
+    if parsed is None:
+        return (address or "")[:_LONGEST_ADDRESS] or "unknown"
     if isinstance(parsed, ipaddress.IPv4Address):
         return str(parsed)
     if parsed.ipv4_mapped is not None:
