@@ -25,6 +25,22 @@ def shared_postgres() -> Iterator[Database]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Database]:
+    """An empty database of each kind."""
+    if request.param == "postgresql":
+        shared: Database = request.getfixturevalue("shared_postgres")
+        empty(shared)
+        yield shared
+        return
+    url = f"sqlite:///{tmp_path}/empty.db"
+    migrate(url)
+    with closing(Database(url)) as database:
+        yield database
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registry]:
     with open_registry(tmp_path) as registry:
         if request.param == "postgresql":

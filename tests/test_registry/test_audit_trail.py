@@ -17,7 +17,7 @@ from sqlalchemy import column, delete, table, text, update
 from sqlalchemy.exc import IntegrityError
 from structlog.testing import capture_logs
 
-from tests.test_integration.gateways import postgres_database
+from tests.test_registry.databases import empty_database, shared_postgres
 from tests.test_registry.trails import AT, add_events, empty, tampering
 from vision_o3.db import audit
 from vision_o3.db.audit import FIRST, Event, Filters
@@ -37,40 +37,21 @@ from vision_o3.registry.audit_trail import (
     verify_trail,
 )
 
+__all__ = ["empty_database", "shared_postgres"]
+
 ANY = Filters()
 
 
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    with postgres_database() as url:
-        migrate(url)
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    """An empty database of each kind."""
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/registry.db"
-        migrate(url)
-    else:
-        url = request.getfixturevalue("postgres")
-    database = Database(url)
-    if request.param == "postgresql":
-        empty(database)
-    try:
-        yield database
-    finally:
-        database.close()
+@pytest.fixture
+def database(empty_database: Database) -> Database:
+    return empty_database
 
 
 @pytest.fixture
-def postgres_database_alone(postgres: str) -> Iterator[Database]:
+def postgres_database_alone(shared_postgres: Database) -> Database:
     """An empty PostgreSQL database."""
-    database = Database(postgres)
-    empty(database)
-    yield database
-    database.close()
+    empty(shared_postgres)
+    return shared_postgres
 
 
 @pytest.fixture

@@ -19,9 +19,8 @@ from sqlalchemy import select, update
 from tests.fakes.archive_files import zip_file
 from tests.fakes.model_files import onnx, tflite
 from tests.fakes.scripted_store import ScriptedStore
-from tests.test_integration.gateways import postgres_database
-from tests.test_registry import trails
 from tests.test_registry.conftest import Registry, open_registry
+from tests.test_registry.databases import empty_database, shared_postgres
 from vision_o3.content.cid import CID
 from vision_o3.db import models as tables
 from vision_o3.db import queries
@@ -35,6 +34,8 @@ from vision_o3.registry.rebuilding import Rebuilder, Rebuilt, require_index
 from vision_o3.storage.base import ObjectMeta, ObjectStore
 from vision_o3.storage.local import LocalStore
 from vision_o3.storage.memory import MemoryStore
+
+__all__ = ["empty_database", "shared_postgres"]
 
 MIB = 1 << 20
 LARGE = tflite(9, 2 * MIB + 5)
@@ -82,28 +83,9 @@ class Failing(Wrapping):
         return self._inner.get(key, max_size=max_size)
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    with postgres_database() as url:
-        migrate(url)
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    """An empty database of each kind."""
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/empty.db"
-        migrate(url)
-    else:
-        url = request.getfixturevalue("postgres")
-    database = Database(url)
-    if request.param == "postgresql":
-        trails.empty(database)
-    try:
-        yield database
-    finally:
-        database.close()
+@pytest.fixture
+def empty(empty_database: Database) -> Database:
+    return empty_database
 
 
 def rows_of(database: Database) -> Rows:
